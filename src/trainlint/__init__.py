@@ -1,0 +1,3 @@
+"""trainlint: finds silent training bugs before launch."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Files put on the path of a watched interpreter."""

@@ -1,0 +1,745 @@
+"""What was seen of one training run: plain, frozen data.
+
+A :class:`Recording` is the only thing that passes from watching to judging. It is written as JSON
+(:mod:`trainlint.recording.codec`), can be saved, diffed and attached to a bug report, and needs no torch to read.
+
+Conventions that hold for every class here:
+
+- identifiers (``Parameter.id``, ``Optimizer.id`` ...) are small integers given by the recorder, unique in one process;
+- ``seq`` orders events of one process: a larger number happened later;
+- ``None`` means *not measured*, never zero;
+- numbers carry their unit in the name (``_s``, ``_bytes``), counts and ratios have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Union
+
+SCHEMA = "trainlint.recording/1"
+
+Scalar = Union[None, bool, int, float, str]
+#: A hyperparameter or setting: a scalar or a flat list of scalars (``betas``).
+Value = Union[None, bool, int, float, str, tuple[Scalar, ...]]
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """A place in the user's source: absolute file, 1-based line, the function it is in."""
+
+    file: str
+    line: int
+    function: str = ""
+
+
+# --------------------------------------------------------------------------------------------- program
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the watched program ended.
+
+    ``how`` is one of ``steps`` (the wanted number of optimizer steps was seen and the program was parked and ended),
+    ``exit`` (it ended by itself), ``timeout``, ``backward-cap`` (many backwards and never an optimizer step),
+    ``killed`` (by a signal from outside, e.g. out of memory), ``interrupted`` (Ctrl-C), ``not-started``.
+    """
+
+    how: str
+    exit_code: int | None = None
+    signal: str | None = None
+    #: Exception type and text when the program died of one.
+    error: str | None = None
+    traceback: tuple[str, ...] = ()
+    #: Where the program was when it was ended before it had made its steps.
+    where: SourceLine | None = None
+    last_output: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """The program that was watched."""
+
+    command: tuple[str, ...] = ()
+    cwd: str = ""
+    interpreter: str = ""
+    python: str = ""
+    torch: str | None = None
+    #: Versions of training frameworks that the program imported (``lightning``, ``transformers``, ...).
+    packages: Mapping[str, str] = field(default_factory=dict)
+    platform: str = ""
+    #: Device that holds the trained parameters (``cpu``, ``cuda:0``).
+    device: str | None = None
+    device_name: str | None = None
+    device_memory_bytes: int | None = None
+    world_size: int = 1
+    rank: int = 0
+    ranks_seen: int = 1
+    #: Seconds from the start of the child to its first optimizer step.
+    time_to_first_step_s: float | None = None
+    #: ``default_dtype``, ``float32_matmul_precision``, ``deterministic`` ...
+    flags: Mapping[str, Scalar] = field(default_factory=dict)
+    #: Source files of the modules that the program had loaded (without the standard library).
+    sources: tuple[str, ...] = ()
+    steps_wanted: int = 3
+
+
+# --------------------------------------------------------------------------------------------- config
+
+
+@dataclass(frozen=True)
+class ConfigRead:
+    """One place that read a key.
+
+    ``how``: ``item`` (``cfg["lr"]``), ``attribute`` (``cfg.lr``), ``get``, ``contains``, or ``bulk``: the whole section
+    was read at once (``**cfg``, ``items()``, ``asdict``, ``save_hyperparameters``, a YAML dump), which proves no use.
+    """
+
+    how: str
+    at: SourceLine | None = None
+    #: For a bulk read, what took the section (``**kwargs``, ``items``, ``to_container``, ``save_hyperparameters`` ...).
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class ConfigKey:
+    """One leaf of the configuration.
+
+    ``origin``: ``file``, ``override`` (given to trainlint or on the program's command line), ``default`` (the program's).
+    ``reads`` is ``None`` when the object that holds the key was never seen in the watched process.
+    """
+
+    path: str
+    value: Value
+    type: str
+    at: SourceLine | None = None
+    origin: str = "file"
+    reads: tuple[ConfigRead, ...] | None = None
+    secret: bool = False
+
+
+@dataclass(frozen=True)
+class MissingKey:
+    """A key that the program looked for and did not find, and the default it used instead."""
+
+    path: str
+    default: Value = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class NameMention:
+    """A place in the program's source (not the config) where a key's last name stands as a word."""
+
+    name: str
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConfigFacts:
+    """The configuration: every leaf key, where it stands, and, after a run, who read it."""
+
+    #: Files (or ``command line``) that the keys come from, in the order they apply.
+    files: tuple[str, ...] = ()
+    #: ``yaml``, ``json``, ``toml``, ``hydra``, ``argparse``, ``dataclass``, ...
+    kind: str = ""
+    keys: tuple[ConfigKey, ...] = ()
+    missing: tuple[MissingKey, ...] = ()
+    #: How the live config object was recognised in the program; empty when it was not.
+    tracked_by: str = ""
+    #: Where the names of keys are mentioned in the loaded source; ``None`` when it was not looked up.
+    mentions: tuple[NameMention, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RateAssignment:
+    """A source line that assigns a param group's ``lr`` by hand (``group["lr"] = ...``)."""
+
+    at: SourceLine
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What the program's own source says, read with the syntax tree and without importing it."""
+
+    files: tuple[str, ...] = ()
+    rate_assignments: tuple[RateAssignment, ...] = ()
+
+
+# --------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class Submodule:
+    name: str
+    class_name: str
+    training: bool
+
+
+@dataclass(frozen=True)
+class RootModule:
+    """A module that no other module holds, as found at the first backward or optimizer step."""
+
+    id: int
+    class_name: str
+    #: Defining module of the class (``torchvision.models.resnet``).
+    defined_in: str = ""
+    training: bool = True
+    n_parameters: int = 0
+    n_trainable: int = 0
+    #: Wrappers from outside in: ``DistributedDataParallel``, ``OptimizedModule`` (torch.compile), ...
+    wrappers: tuple[str, ...] = ()
+    submodules: tuple[Submodule, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter tensor. ``name`` is its first name in ``root``; further names are in ``tied``."""
+
+    id: int
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    requires_grad: bool
+    #: ``weight``, ``bias``, ``norm``, ``embedding``, or ``other``.
+    kind: str = "other"
+    #: Root module, or ``None`` for a tensor that an optimizer holds and no module does.
+    root: int | None = None
+    #: Class of the module that owns it (``Linear``).
+    owner: str = ""
+    tied: tuple[str, ...] = ()
+    #: ``fresh`` or the file it was loaded from.
+    origin: str = "fresh"
+    #: requires_grad as it was at the end of the watch, when it changed.
+    requires_grad_later: bool | None = None
+    #: A gradient was in ``.grad`` after at least one watched backward (``None``: never looked).
+    gradient_seen: bool | None = None
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+
+# --------------------------------------------------------------------------------------------- optimizer, schedule
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    index: int
+    parameters: tuple[int, ...]
+    #: ``lr``, ``initial_lr``, ``weight_decay``, ``betas``, ``eps``, ``fused`` ... as they stood before the first step.
+    hyperparameters: Mapping[str, Value] = field(default_factory=dict)
+    #: The dtype that the update is computed in: that of the state and parameters (``bfloat16`` for pure bf16 training).
+    compute_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    id: int
+    class_name: str
+    defined_in: str = ""
+    at: SourceLine | None = None
+    groups: tuple[ParamGroup, ...] = ()
+    #: Default of each hyperparameter in the constructor's signature: what holds when nobody passes a value.
+    signature_defaults: Mapping[str, Value] = field(default_factory=dict)
+    #: Non-empty state was loaded into it (and from which file, when known).
+    state_loaded: bool = False
+    state_loaded_from: str | None = None
+    #: State held before its first watched step (0: cold).
+    state_tensors_before: int = 0
+    #: dtypes of floating point state after the first step, by state key (``exp_avg_sq`` -> ``bfloat16``), group 0 first.
+    state_dtypes: Mapping[str, str] = field(default_factory=dict)
+    #: Steps seen in the watch, and steps that a GradScaler skipped.
+    steps: int = 0
+    skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Learning rate per group after ``calls`` further calls of ``scheduler.step()``, on a copy."""
+
+    calls: int
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    id: int
+    class_name: str
+    optimizer: int | None
+    at: SourceLine | None = None
+    #: Constructor settings that torch keeps (``T_max``, ``total_steps``, ``step_size``, ``eta_min``, ...).
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    base_rates: tuple[float, ...] = ()
+    #: Classes of the schedulers inside a SequentialLR/ChainedScheduler.
+    children: tuple[str, ...] = ()
+    #: Rates over calls of ``step()`` from the state at construction (call 0), made on a copy after the watch.
+    curve: tuple[CurvePoint, ...] = ()
+    #: Why there is no curve (``needs a metric``, ``could not be copied: ...``).
+    curve_missing: str = ""
+    #: Calls after which the schedule has run its course, when its settings say so (T_max, total_steps, ...).
+    horizon_calls: int | None = None
+    #: The framework steps it: ``step``, ``epoch`` or ``None`` when the program does.
+    interval: str | None = None
+    frequency: int | None = None
+    #: Needs a metric (ReduceLROnPlateau).
+    metric: bool = False
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A DataLoader that was iterated."""
+
+    id: int
+    class_name: str = "DataLoader"
+    at: SourceLine | None = None
+    batch_size: int | None = None
+    #: Batches per epoch, ``None`` when unknown (IterableDataset without length).
+    batches: int | None = None
+    samples: int | None = None
+    workers: int = 0
+    shuffle: bool | None = None
+    drop_last: bool | None = None
+    #: It fed at least one batch that a backward followed.
+    training: bool = False
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A trainer that drives the loop, with its own settings by the names it gives them."""
+
+    #: ``lightning``, ``transformers``, ``accelerate``.
+    name: str
+    version: str = ""
+    class_name: str = ""
+    at: SourceLine | None = None
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    #: Names of callbacks and loggers attached.
+    callbacks: tuple[str, ...] = ()
+    loggers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long the whole run is meant to be, in optimizer steps, and who says so."""
+
+    optimizer_steps: int | None = None
+    epochs: float | None = None
+    batches_per_epoch: int | None = None
+    #: Backwards per optimizer step that were seen, or what the framework says.
+    accumulation: int | None = None
+    #: ``lightning Trainer.estimated_stepping_batches``, ``transformers TrainerState.max_steps``, ``config max_steps`` ...
+    source: str = ""
+
+
+# --------------------------------------------------------------------------------------------- timeline
+
+
+@dataclass(frozen=True)
+class BatchFetched:
+    kind: ClassVar[str] = "batch"
+    seq: int
+    time_s: float
+    loader: int
+    #: Leading size of the first tensor found in the batch.
+    size: int | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
+    #: Hash of a sample of the values: equal batches have equal fingerprints.
+    fingerprint: str | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class ModeChanged:
+    kind: ClassVar[str] = "mode"
+    seq: int
+    time_s: float
+    root: int | None
+    training: bool
+    class_name: str = ""
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A call of a root module (from the moment that roots are known)."""
+
+    kind: ClassVar[str] = "forward"
+    seq: int
+    time_s: float
+    root: int
+    training: bool
+    grad_enabled: bool
+    autocast: str | None = None
+    #: Leading size of the first tensor argument.
+    size: int | None = None
+    fingerprint: str | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class AutocastEntered:
+    kind: ClassVar[str] = "autocast"
+    seq: int
+    time_s: float
+    device: str
+    dtype: str
+    enabled: bool
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """A call of a loss in torch.nn.functional (modules call these too)."""
+
+    kind: ClassVar[str] = "loss"
+    seq: int
+    time_s: float
+    function: str
+    reduction: str | None = None
+    input_shape: tuple[int, ...] = ()
+    input_dtype: str = ""
+    target_shape: tuple[int, ...] = ()
+    target_dtype: str = ""
+    grad_enabled: bool = True
+    input_requires_grad: bool = True
+    autocast: str | None = None
+    value: float | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class Backward:
+    """One call of ``Tensor.backward`` / ``torch.autograd.backward``.
+
+    ``value`` is the tensor's value as given to backward, so after any division or loss scaling by the program.
+    ``micro_loss`` and ``divided_by``: the mean-reduced loss that this backward's graph hangs from and the factor that
+    lies between the two, read from the graph (1.0: backward received the full mean).
+    """
+
+    kind: ClassVar[str] = "backward"
+    seq: int
+    time_s: float
+    value: float | None = None
+    dtype: str = ""
+    numel: int = 1
+    requires_grad: bool = True
+    grad_fn: str | None = None
+    #: An explicit ``gradient=`` was passed (its mean, when it is a scalar).
+    gradient_argument: float | None = None
+    loss_scale: float | None = None
+    micro_loss: float | None = None
+    divided_by: float | None = None
+    micro_loss_reduction: str | None = None
+    #: Line of the user's code that computed the loss, when it differs from ``at``.
+    at: SourceLine | None = None
+    retain_graph: bool = False
+    #: Norm of all gradients right after this backward (only when it is the last before a step: see GradientAtStep).
+    gradient_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class ZeroGrad:
+    kind: ClassVar[str] = "zero_grad"
+    seq: int
+    time_s: float
+    #: Optimizer whose gradients were cleared, or ``None`` when it was called on a module.
+    optimizer: int | None = None
+    root: int | None = None
+    set_to_none: bool = True
+    #: Parameters that had a gradient just before.
+    had_gradients: int | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    kind: ClassVar[str] = "clip"
+    seq: int
+    time_s: float
+    #: ``norm`` or ``value``.
+    method: str
+    threshold: float
+    parameters: tuple[int, ...] = ()
+    n_tensors: int = 0
+    total_norm: float | None = None
+    #: Gradients were still multiplied by a loss scale other than 1.
+    scaled: bool = False
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class ScalerEvent:
+    """``scale``, ``unscale_``, ``step``, ``update`` of a GradScaler."""
+
+    kind: ClassVar[str] = "scaler"
+    seq: int
+    time_s: float
+    call: str
+    scale: float | None = None
+    optimizer: int | None = None
+    enabled: bool = True
+    skipped: bool | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """One step that really happened (a step that a GradScaler skipped is a ScalerEvent)."""
+
+    kind: ClassVar[str] = "step"
+    seq: int
+    time_s: float
+    optimizer: int
+    #: 0-based number of this optimizer's step in the watch.
+    index: int
+    #: Learning rate of each group as this step used it.
+    rates: tuple[float, ...] = ()
+    #: A closure was passed, and how often it was called; backwards then lie inside the step.
+    closure: bool = False
+    closure_calls: int = 0
+    #: seq when the step was entered: events between ``began`` and ``seq`` happened inside it.
+    began: int = 0
+    duration_s: float | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class SchedulerStep:
+    kind: ClassVar[str] = "scheduler_step"
+    seq: int
+    time_s: float
+    scheduler: int
+    rates_before: tuple[float, ...] = ()
+    rates_after: tuple[float, ...] = ()
+    #: This call was made by the scheduler's own constructor.
+    initial: bool = False
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class StateLoaded:
+    """``load_state_dict`` on a module, optimizer, scheduler or scaler."""
+
+    kind: ClassVar[str] = "state_loaded"
+    seq: int
+    time_s: float
+    #: ``module``, ``optimizer``, ``scheduler``, ``scaler``.
+    what: str
+    target: int | None = None
+    class_name: str = ""
+    empty: bool = False
+    strict: bool | None = None
+    tensors: int = 0
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    #: Rates of the groups before and after, for an optimizer.
+    rates_before: tuple[float, ...] = ()
+    rates_after: tuple[float, ...] = ()
+    path: str | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class FileEvent:
+    """A checkpoint file read or written: ``torch.load``, ``torch.save``, safetensors."""
+
+    kind: ClassVar[str] = "file"
+    seq: int
+    time_s: float
+    #: ``load`` or ``save``.
+    call: str
+    path: str
+    function: str = ""
+    keys: tuple[str, ...] = ()
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A value handed to a logger: Lightning ``log``, transformers ``log``, ``add_scalar``, ``wandb.log``, CSV."""
+
+    kind: ClassVar[str] = "logged"
+    seq: int
+    time_s: float
+    name: str
+    value: float | None = None
+    by: str = ""
+    step: int | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class SeedSet:
+    kind: ClassVar[str] = "seed"
+    seq: int
+    time_s: float
+    function: str
+    seed: int | None = None
+    at: SourceLine | None = None
+
+
+Event = Union[
+    BatchFetched,
+    ModeChanged,
+    Forward,
+    AutocastEntered,
+    LossCall,
+    Backward,
+    ZeroGrad,
+    Clip,
+    ScalerEvent,
+    OptimizerStep,
+    SchedulerStep,
+    StateLoaded,
+    FileEvent,
+    Logged,
+    SeedSet,
+]
+
+EVENT_TYPES: Mapping[str, type] = {
+    cls.kind: cls
+    for cls in (
+        BatchFetched,
+        ModeChanged,
+        Forward,
+        AutocastEntered,
+        LossCall,
+        Backward,
+        ZeroGrad,
+        Clip,
+        ScalerEvent,
+        OptimizerStep,
+        SchedulerStep,
+        StateLoaded,
+        FileEvent,
+        Logged,
+        SeedSet,
+    )
+}
+
+
+# --------------------------------------------------------------------------------------------- measurements
+
+
+@dataclass(frozen=True)
+class StepMeasurement:
+    """Parameters before and after one optimizer step, as columns of equal length.
+
+    Norms are L2. ``update_norm`` and ``changed`` are estimated from a sample of each large tensor; ``unchanged_exact``
+    lists the parameters for which *every* element is known to be bit-identical before and after the step.
+    """
+
+    optimizer: int
+    #: OptimizerStep.index this belongs to.
+    index: int
+    parameters: tuple[int, ...] = ()
+    #: Norm of ``.grad`` as the step used it; ``None``: no gradient.
+    gradient_norm: tuple[float | None, ...] = ()
+    weight_norm: tuple[float | None, ...] = ()
+    update_norm: tuple[float | None, ...] = ()
+    #: Share of sampled elements whose bits changed.
+    changed: tuple[float | None, ...] = ()
+    #: Elements sampled per parameter (equal to numel: exact).
+    sampled: tuple[int, ...] = ()
+    unchanged_exact: tuple[int, ...] = ()
+    #: Trainable parameters that this optimizer does not hold: id -> moved since the previous measurement.
+    gradient_norm_total: float | None = None
+    #: Norm of this optimizer's gradients right after the last backward before the step (before clip and rescaling).
+    gradient_norm_after_backward: float | None = None
+    duration_s: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Outsiders:
+    """Trainable parameters of the root modules that no optimizer holds, looked at over the whole watch.
+
+    Parallel columns: parameter id, whether a gradient arrived, whether its value changed, whether the forward used it.
+    """
+
+    parameters: tuple[int, ...] = ()
+    gradient_norm: tuple[float | None, ...] = ()
+    moved: tuple[bool | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """Adam-family arithmetic of one group in the dtype it really computes in.
+
+    Counts are over the elements of a sample of the group's state after the last watched step.
+    """
+
+    optimizer: int
+    group: int
+    dtype: str
+    #: ``eps`` as configured and as it is after rounding to ``dtype``.
+    eps: float | None = None
+    eps_rounded: float | None = None
+    beta2: float | None = None
+    elements: int = 0
+    #: Elements whose second moment is exactly zero while the gradient is not.
+    zero: int = 0
+    #: Elements for which ``v * beta2`` rounds back to ``v``.
+    stuck: int = 0
+    #: Elements whose denominator ``sqrt(v) + eps`` equals ``sqrt(v)`` although ``sqrt(v) <= 100 * eps``.
+    unbounded: int = 0
+    #: Median of (step taken / step in float32) over the sampled elements.
+    step_ratio: float | None = None
+
+
+# --------------------------------------------------------------------------------------------- no harm
+
+
+@dataclass(frozen=True)
+class Prevented:
+    """Something the program did to the world while watched, that was undone, redirected or refused.
+
+    ``action``: ``delete``, ``overwrite``, ``append``, ``move``, ``create`` (only counted), ``upload``, ``tracker``.
+    """
+
+    action: str
+    target: str
+    detail: str = ""
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that the recorder could not do; the program went on."""
+
+    where: str
+    error: str
+
+
+# --------------------------------------------------------------------------------------------- the whole
+
+
+@dataclass(frozen=True)
+class Recording:
+    schema: str = SCHEMA
+    program: Program = field(default_factory=Program)
+    ending: Ending = field(default_factory=lambda: Ending(how="not-started"))
+    config: ConfigFacts | None = None
+    source: SourceFacts | None = None
+    roots: tuple[RootModule, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    optimizers: tuple[Optimizer, ...] = ()
+    schedulers: tuple[Scheduler, ...] = ()
+    loaders: tuple[Loader, ...] = ()
+    frameworks: tuple[Framework, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    events: tuple[Event, ...] = ()
+    #: Events that were left out because a kind had too many, by kind.
+    events_dropped: Mapping[str, int] = field(default_factory=dict)
+    steps: tuple[StepMeasurement, ...] = ()
+    outsiders: Outsiders | None = None
+    second_moments: tuple[SecondMoment, ...] = ()
+    prevented: tuple[Prevented, ...] = ()
+    created_files: int = 0
+    problems: tuple[Problem, ...] = ()
