@@ -4,7 +4,7 @@ The stream is a file of JSON lines, ``[tag, payload]``, flushed line by line so 
 on disk. Payloads carry the field names of :mod:`trainlint.recording.schema`; ``recording/assemble.py`` puts them
 together. Tags: ``program``, ``plan`` (partial objects, later lines update earlier), ``root``, ``parameter``,
 ``optimizer``, ``scheduler``, ``loader`` (by ``id``, last wins), ``framework`` (by ``name``, last wins), ``event``,
-``measure``, ``outsiders``, ``second_moment``, ``config``, ``prevented``, ``problem``, ``mark``.
+``event_value`` (fills fields of an earlier event), ``dropped``, ``measure``, ``outsiders``, ``second_moment``, ``config``, ``prevented``, ``problem``, ``mark``.
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ class Recorder:
         self._counts: dict[str, int] = {}
         self._problems: set[str] = set()
         self._busy = threading.local()
+        self._later: list[tuple[int, str, Any]] = []
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.stream.after_fork)
 
@@ -182,6 +183,22 @@ class Recorder:
             fields["at"] = at
         self.emit("event", fields)
         return seq
+
+    def later(self, seq: int, field: str, tensor: Any) -> None:
+        """Fill a number of an event in when the next step is flushed, so that no GPU is waited for now.
+
+        ``tensor`` is a detached 0-d tensor; on the CPU it is read at once.
+        """
+        if getattr(tensor, "is_cuda", False) or getattr(getattr(tensor, "device", None), "type", "cpu") != "cpu":
+            self._later.append((seq, field, tensor))
+        else:
+            self.emit("event_value", {"seq": seq, field: tensor.item()})
+
+    def flush_later(self) -> None:
+        """Read the postponed numbers, one device at a time."""
+        waiting, self._later = self._later, []
+        for seq, field, tensor in waiting:
+            self.emit("event_value", {"seq": seq, field: tensor.item()})
 
     def mark(self, name: str, **fields: Any) -> None:
         """Tell the supervisor something."""

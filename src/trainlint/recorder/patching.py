@@ -16,6 +16,8 @@ Installer = Callable[[ModuleType], None]
 
 #: Set on every function that an instrument replaced, to the original.
 ORIGINAL = "__trainlint_original__"
+#: Names of the instruments that wrapped a function.
+LABELS = "__trainlint_labels__"
 
 
 class ImportHooks(importlib.abc.MetaPathFinder):
@@ -82,9 +84,11 @@ class ImportHooks(importlib.abc.MetaPathFinder):
 def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> bool:
     """Replace ``owner.name`` by ``make(original)``, keeping name, docstring and signature.
 
-    Does nothing and returns ``False`` when the attribute is missing or already replaced. Static and class methods keep
-    their kind.
+    Does nothing and returns ``False`` when the attribute is missing or the calling instrument has replaced it before;
+    several instruments may wrap the same function. Static and class methods keep their kind. ``torch.jit.script`` is
+    led to the original.
     """
+    label = sys._getframe(1).f_globals.get("__name__", "")
     raw = owner.__dict__.get(name) if isinstance(owner, type) else getattr(owner, name, None)
     if raw is None and isinstance(owner, type):
         raw = getattr(owner, name, None)
@@ -92,7 +96,8 @@ def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..
         return False
     kind = type(raw) if isinstance(raw, (staticmethod, classmethod)) else None
     original = raw.__func__ if kind is not None else raw
-    if getattr(original, ORIGINAL, None) is not None:
+    labels: frozenset[str] = getattr(original, LABELS, frozenset())
+    if label in labels:
         return False
     replacement = make(original)
     try:
@@ -100,6 +105,10 @@ def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..
     except Exception:
         pass
     setattr(replacement, ORIGINAL, original)
+    setattr(replacement, LABELS, labels | {label})
+    # torch.jit.script cannot compile *args; these two attributes make it compile the original instead.
+    setattr(replacement, "__script_if_tracing_wrapper", True)
+    setattr(replacement, "__original_fn", getattr(original, "__original_fn", original))
     setattr(owner, name, kind(replacement) if kind is not None else replacement)
     return True
 
