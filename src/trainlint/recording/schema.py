@@ -164,6 +164,9 @@ class SourceFacts:
 
     files: tuple[str, ...] = ()
     rate_assignments: tuple[RateAssignment, ...] = ()
+    #: Lines that read a rate (``get_last_lr()``, ``group["lr"]`` on the right-hand side), which is how one is logged
+    #: by hand; ``None`` when it was not looked up.
+    rate_reads: tuple[SourceLine, ...] | None = None
 
 
 # --------------------------------------------------------------------------------------------- model
@@ -190,6 +193,9 @@ class RootModule:
     #: Wrappers from outside in: ``DistributedDataParallel``, ``OptimizedModule`` (torch.compile), ...
     wrappers: tuple[str, ...] = ()
     submodules: tuple[Submodule, ...] = ()
+    #: Another root keeps this module in a plain list, tuple or dict, where it is not registered: where
+    #: (``Net.layers[0]``). Empty when it does not.
+    unregistered_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,9 @@ class Optimizer:
     #: Steps seen in the watch, and steps that a GradScaler skipped.
     steps: int = 0
     skipped_steps: int = 0
+    #: For an optimizer that made no step in the watch: whether any parameter it holds changed between the first and the
+    #: last watched backward (something else updates them).
+    moved_without_steps: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -648,6 +657,8 @@ class StepMeasurement:
     #: Elements sampled per parameter (equal to numel: exact).
     sampled: tuple[int, ...] = ()
     unchanged_exact: tuple[int, ...] = ()
+    #: Parameters that had ``requires_grad=False`` when the step ran.
+    frozen: tuple[int, ...] = ()
     #: Trainable parameters that this optimizer does not hold: id -> moved since the previous measurement.
     gradient_norm_total: float | None = None
     #: Norm of this optimizer's gradients right after the last backward before the step (before clip and rescaling).
