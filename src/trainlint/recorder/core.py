@@ -9,6 +9,7 @@ together. Tags: ``program``, ``plan`` (partial objects, later lines update earli
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -18,7 +19,7 @@ import sysconfig
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -155,6 +156,8 @@ class Recorder:
         self._seq = 0
         self._counts: dict[str, int] = {}
         self._problems: set[str] = set()
+        #: What is known of the run's length so far (``plan`` lines).
+        self.plan: dict[str, Any] = {}
         self._busy = threading.local()
         self._later: list[tuple[int, str, Any]] = []
         if hasattr(os, "register_at_fork"):
@@ -164,6 +167,8 @@ class Recorder:
 
     def emit(self, tag: str, payload: Any) -> None:
         """Write one line of the stream."""
+        if tag == "plan":
+            self.plan.update(payload)
         self.stream.write(tag, payload)
 
     def next_seq(self) -> int:
@@ -239,6 +244,16 @@ class Recorder:
 
         return guarded  # type: ignore[return-value]
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """For the recorder's own work outside :meth:`quiet`: the instruments ignore the calls it makes."""
+        before = self.busy
+        self._busy.on = True
+        try:
+            yield
+        finally:
+            self._busy.on = before
+
     @property
     def busy(self) -> bool:
         """An instrument is at work in this thread: calls it makes are not the user's."""
@@ -246,9 +261,9 @@ class Recorder:
 
     # -- where the user's code is
 
-    def user_line(self, skip: int = 1) -> dict[str, Any] | None:
+    def user_line(self) -> dict[str, Any] | None:
         """The innermost frame of the user's own code, as a ``SourceLine`` payload; ``None`` when there is none."""
-        return line_of(user_frame(sys._getframe(skip)))
+        return line_of(user_frame(sys._getframe(1)))
 
 
 _STDLIB = tuple(

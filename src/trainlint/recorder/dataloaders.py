@@ -1,0 +1,198 @@
+"""Batches: DataLoaders as they are iterated."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from typing import Any
+
+from .core import Recorder
+from .patching import ImportHooks, wrap
+from .watch import Session
+
+
+def first_tensor(batch: Any, depth: int = 0) -> Any:
+    """The first tensor in a nested batch, ``None`` when there is none within four levels."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        return batch
+    if depth > 3:
+        return None
+    if isinstance(batch, dict) or hasattr(batch, "values") and hasattr(batch, "keys"):
+        items = list(batch.values())
+    elif isinstance(batch, (list, tuple)):
+        items = list(batch)
+    else:
+        return None
+    for item in items[:16]:
+        found = first_tensor(item, depth + 1)
+        if found is not None:
+            return found
+    return None
+
+
+def fingerprint(tensor: Any) -> str | None:
+    """A short hash of a sample of a CPU tensor's values: equal batches have equal fingerprints."""
+    import torch
+
+    if tensor is None or tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.layout != torch.strided:
+        return None
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // 256)][:512]
+    text = f"{tuple(tensor.shape)}{sample.tolist()}"
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def describe(loader: Any, number: int) -> dict[str, Any]:
+    import torch
+
+    sampler = getattr(loader, "sampler", None)
+    try:
+        batches: int | None = len(loader)
+    except Exception:
+        batches = None
+    try:
+        samples: int | None = len(loader.dataset)
+    except Exception:
+        samples = None
+    shuffle: bool | None = None
+    if isinstance(sampler, torch.utils.data.RandomSampler):
+        shuffle = True
+    elif isinstance(sampler, torch.utils.data.SequentialSampler):
+        shuffle = False
+    elif hasattr(sampler, "shuffle") and isinstance(sampler.shuffle, bool):
+        shuffle = sampler.shuffle
+    size = getattr(loader, "batch_size", None)
+    if not isinstance(size, int):
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return {
+        "id": number,
+        "class_name": type(loader).__name__,
+        "batch_size": size if isinstance(size, int) else None,
+        "batches": batches,
+        "samples": samples,
+        "workers": int(getattr(loader, "num_workers", 0) or 0),
+        "shuffle": shuffle,
+        "drop_last": bool(getattr(loader, "drop_last", False)),
+    }
+
+
+def install(session: Session, hooks: ImportHooks) -> None:
+    import torch
+    import torch.utils.data.dataloader as module
+
+    recorder: Recorder = session.recorder
+    known: dict[int, int] = {}
+
+    @recorder.quiet
+    def opened(iterator: Any, loader: Any) -> None:
+        number = recorder.loaders.of(loader)
+        known[id(iterator)] = number
+        recorder.emit("loader", {**describe(loader, number), "at": recorder.user_line()})
+
+    @recorder.quiet
+    def fetched(iterator: Any, batch: Any) -> None:
+        number = known.get(id(iterator))
+        if number is None:
+            return
+        session.batches += 1
+        tensor = first_tensor(batch)
+        recorder.event(
+            "batch",
+            at=recorder.user_line(),
+            loader=number,
+            size=int(tensor.shape[0]) if tensor is not None and tensor.ndim else None,
+            shapes=[list(tensor.shape)] if tensor is not None else [],
+            fingerprint=fingerprint(tensor) if session.batches <= 500 else None,
+        )
+
+    def make_init(original: Any) -> Any:
+        def init(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, loader, *args, **kwargs)
+            opened(self, loader)
+
+        return init
+
+    def make_next(original: Any) -> Any:
+        def advance(self: Any) -> Any:
+            if threading.get_ident() == session.main_thread:
+                session.activity()
+            batch = original(self)
+            fetched(self, batch)
+            return batch
+
+        return advance
+
+    base = module._BaseDataLoaderIter
+    wrap(base, "__init__", make_init)
+    wrap(base, "__next__", make_next)
+
+    _install_forward(session)
+
+
+
+class ForwardHook:
+    """Forward pre-hook on a root module, for programs that draw batches without a DataLoader.
+
+    Only put on when no loader was seen and the module is not compiled. Pickles as a no-op, so that saving a whole model
+    still works.
+    """
+
+    def __init__(self, session: Session, number: int) -> None:
+        self.session = session
+        self.number = number
+        self.recorder = session.recorder
+
+    def __call__(self, module: Any, args: Any, kwargs: Any = None) -> None:
+        import torch
+
+        if torch.compiler.is_compiling() or self.recorder.busy:
+            return
+        self.recorder.quiet(self._note)(module, args, kwargs or {})
+
+    def _note(self, module: Any, args: Any, kwargs: Any) -> None:
+        import torch
+
+        from .losses import autocast_dtype
+
+        tensor = first_tensor(list(args)) if args else None
+        if tensor is None:
+            tensor = first_tensor(dict(kwargs))
+        self.recorder.event(
+            "forward",
+            at=self.recorder.user_line(),
+            root=self.number,
+            training=bool(module.training),
+            grad_enabled=torch.is_grad_enabled(),
+            autocast=autocast_dtype(tensor),
+            size=int(tensor.shape[0]) if tensor is not None and tensor.ndim else None,
+            fingerprint=fingerprint(tensor),
+        )
+
+    def __reduce__(self) -> Any:
+        return (dict, ())
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+def _install_forward(session: Session) -> None:
+    """After the first scan: hooks on the roots, when batches come from nowhere that is watched."""
+    scan = session.modules.scan
+
+    def scan_and_hook() -> None:
+        scan()
+        if session.batches:
+            return
+        for root in session.modules.roots:
+            number = session.recorder.roots.get(root)
+            if number is None or type(root).__name__ == "OptimizedModule":
+                continue
+            if getattr(root, "_compiled_call_impl", None) is not None:
+                continue
+            hooks = root._forward_pre_hooks.values()
+            if not any(isinstance(h, ForwardHook) for h in hooks):
+                root.register_forward_pre_hook(ForwardHook(session, number), with_kwargs=True)
+
+    session.modules.scan = scan_and_hook

@@ -1,0 +1,193 @@
+"""Parameter measurements around an optimizer step: in bulk, from samples, one transfer per device.
+
+Large tensors are sampled at a fixed stride, so that no copy of the weights is ever made. Where a proof that *nothing*
+changed is wanted, the bits of the whole tensor are summed before and after, which reads the tensor once and needs no
+memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+#: Elements sampled per parameter.
+SAMPLE = 1024
+
+_BITS = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}
+
+
+def local(tensor: Any) -> Any:
+    """The part of a tensor that this process holds (DTensor), detached."""
+    shard = getattr(tensor, "_local_tensor", None)
+    return (tensor if shard is None else shard).detach()
+
+
+def sample_view(tensor: Any) -> Any | None:
+    """A strided view of at most about ``SAMPLE`` elements spread over the tensor; ``None`` when there is none."""
+    import torch
+
+    tensor = local(tensor)
+    n = tensor.numel()
+    if n == 0 or tensor.layout != torch.strided or tensor.device.type == "meta":
+        return None
+    stride = max(1, n // SAMPLE)
+    # An odd stride does not fall into step with power-of-two rows, which would sample a few columns only.
+    if stride > 1 and stride % 2 == 0:
+        stride -= 1
+    count = (n + stride - 1) // stride
+    if count > 2 * SAMPLE:
+        count = 2 * SAMPLE
+    if dense(tensor):
+        return torch.as_strided(tensor, (count,), (stride,), tensor.storage_offset())
+    return tensor.reshape(-1)[::stride][:count] if n <= 64 * SAMPLE else None
+
+
+def dense(tensor: Any) -> bool:
+    """Whether the tensor's elements are one unbroken run of its storage, in whatever order."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def bits(tensor: Any) -> int | None:
+    """Sum of the tensor's bits as integers: two tensors that differ in one element never agree."""
+    import torch
+
+    tensor = local(tensor)
+    name = _BITS.get(tensor.element_size())
+    if name is None or not dense(tensor) or tensor.is_complex() or tensor.layout != torch.strided:
+        return None
+    flat = torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
+    return int(flat.view(getattr(torch, name)).sum(dtype=torch.int64).item())
+
+
+class Samples:
+    """Samples of many tensors, one flat tensor per device and dtype."""
+
+    def __init__(self, tensors: list[tuple[int, Any]]) -> None:
+        import torch
+
+        groups: dict[tuple[Any, Any], list[tuple[int, Any]]] = {}
+        for number, tensor in tensors:
+            view = sample_view(tensor)
+            if view is not None:
+                groups.setdefault((view.device, view.dtype), []).append((number, view))
+        self.groups = [
+            ([n for n, _ in items], [v.numel() for _, v in items], torch.cat([v for _, v in items]))
+            for items in groups.values()
+        ]
+
+    def sizes(self) -> dict[int, int]:
+        return {n: size for numbers, sizes, _ in self.groups for n, size in zip(numbers, sizes, strict=True)}
+
+    def norms(self, numels: dict[int, int]) -> dict[int, float]:
+        """L2 norm per tensor, scaled up from the sample."""
+        out: dict[int, float] = {}
+        for numbers, sizes, flat in self.groups:
+            squares = _segment_sums(_square(flat), sizes)
+            for n, size, square in zip(numbers, sizes, squares, strict=True):
+                out[n] = math.sqrt(square * numels[n] / size) if square == square and square >= 0 else float("nan")
+        return out
+
+    def compare(self, after: Samples, numels: dict[int, int]) -> tuple[dict[int, float], dict[int, float]]:
+        """Per tensor: norm of the difference (scaled up) and share of elements whose bits changed."""
+        norms: dict[int, float] = {}
+        changed: dict[int, float] = {}
+        for (numbers, sizes, old), (numbers2, sizes2, new) in zip(self.groups, after.groups, strict=True):
+            if numbers != numbers2 or sizes != sizes2:
+                continue
+            differs = _segment_sums(_differs(old, new), sizes)
+            squares = _segment_sums(_square(new.float() - old.float() if not old.is_complex() else new - old), sizes)
+            for n, size, square, count in zip(numbers, sizes, squares, differs, strict=True):
+                ok = square == square and square >= 0
+                norms[n] = math.sqrt(square * numels[n] / size) if ok else float("nan")
+                changed[n] = count / size
+        return norms, changed
+
+
+def _square(flat: Any) -> Any:
+    import torch
+
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).flatten()
+    wide = flat.double() if flat.device.type != "mps" else flat.float()
+    return wide * wide
+
+
+def _differs(old: Any, new: Any) -> Any:
+    import torch
+
+    name = _BITS.get(old.element_size())
+    if name is None or old.is_complex():
+        return (old != new).float()
+    dtype = getattr(torch, name)
+    return (old.view(dtype) != new.view(dtype)).float()
+
+
+def _segment_sums(values: Any, sizes: list[int]) -> list[float]:
+    import torch
+
+    if values.numel() != sum(sizes):  # complex numbers were unfolded
+        sizes = [2 * s for s in sizes]
+    index = torch.repeat_interleave(
+        torch.arange(len(sizes), device=values.device), torch.tensor(sizes, device=values.device)
+    )
+    out = torch.zeros(len(sizes), dtype=values.dtype, device=values.device)
+    return [float(x) for x in out.index_add_(0, index, values).tolist()]
+
+
+def gradient_norms(tensors: list[tuple[int, Any]]) -> dict[int, float | None]:
+    """L2 norm of ``.grad`` per parameter, ``None`` where there is no gradient. One transfer per device and dtype."""
+    import torch
+
+    out: dict[int, float | None] = {}
+    groups: dict[tuple[Any, Any], list[tuple[int, Any]]] = {}
+    for number, parameter in tensors:
+        grad = parameter.grad
+        if grad is None:
+            out[number] = None
+            continue
+        grad = local(grad)
+        if grad.layout != torch.strided:
+            grad = grad.coalesce().values() if grad.layout == torch.sparse_coo else grad.values()
+        if grad.numel() == 0:
+            out[number] = 0.0
+            continue
+        groups.setdefault((grad.device, grad.dtype), []).append((number, grad))
+    for (_, dtype), items in groups.items():
+        grads = [g for _, g in items]
+        if dtype in (torch.float16, torch.bfloat16):
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]
+        elif dtype.is_complex:
+            norms = [torch.linalg.vector_norm(torch.view_as_real(g)) for g in grads]
+        else:
+            norms = list(torch._foreach_norm(grads))
+        for (number, _), value in zip(items, torch.stack(norms).tolist(), strict=True):
+            out[number] = float(value)
+    return out
+
+
+def sampled_gradient_norm(parameters: list[Any]) -> float | None:
+    """Norm of a small sample of the gradients: cheap enough for every backward, only ever compared with itself."""
+    import torch
+
+    views = []
+    for parameter in parameters:
+        if parameter.grad is None or parameter.grad.layout != torch.strided:
+            continue
+        view = sample_view(parameter.grad)
+        if view is not None and not view.is_complex():
+            views.append(view[:256].float())
+    if not views:
+        return None
+    devices = {v.device for v in views}
+    if len(devices) > 1:
+        views = [v for v in views if v.device == views[0].device]
+    return float(torch.linalg.vector_norm(torch.cat(views)).item())

@@ -1,0 +1,480 @@
+"""Optimizers: what they were built with, each step they make, and what the step did to the parameters."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from typing import Any
+
+from . import measure
+from .core import Recorder, scalar
+from .modules import dtype_name
+from .patching import ImportHooks, around, wrap
+from .second_moment import second_moments
+from .watch import Session
+
+
+class OptimizerWatch:
+    """One optimizer as it is watched."""
+
+    def __init__(self, number: int, optimizer: Any) -> None:
+        self.number = number
+        self.optimizer = optimizer
+        self.at: dict[str, Any] | None = None
+        self.defaults: dict[str, Any] = {}
+        self.described = False
+        self.payload: dict[str, Any] = {}
+        self.steps = 0
+        self.skipped = 0
+        self.state_loaded = False
+        self.loaded_from: str | None = None
+        #: Parameters to be read in full at the next step because a sample of them stood still.
+        self.suspects: set[int] = set()
+        #: A few parameters whose sampled gradient norm is followed from backward to step.
+        self.probes: list[Any] = []
+        self.probe_after_backward: float | None = None
+        self.closure_calls = 0
+        self.inside: dict[str, Any] | None = None
+
+
+class Optimizers:
+    """All optimizers of the process."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.recorder: Recorder = session.recorder
+        self.watched: dict[int, OptimizerWatch] = {}
+        self.outsiders: dict[int, Any] = {}
+        self.outsider_samples: measure.Samples | None = None
+        self.outsider_bits: dict[int, int | None] = {}
+        self.outsider_gradients: dict[int, float] = {}
+
+    # -- knowing
+
+    def of(self, optimizer: Any) -> OptimizerWatch:
+        number = self.recorder.optimizers.of(optimizer)
+        found = self.watched.get(number)
+        if found is None:
+            found = self.watched[number] = OptimizerWatch(number, optimizer)
+        return found
+
+    def holds(self) -> set[int]:
+        """Numbers of all parameters that any known optimizer holds."""
+        held: set[int] = set()
+        for watched in self.watched.values():
+            for group in watched.optimizer.param_groups:
+                for tensor in group["params"]:
+                    number = self.recorder.parameters.get(tensor)
+                    if number is not None:
+                        held.add(number)
+        return held
+
+    def describe(self, watched: OptimizerWatch) -> None:
+        """Write the optimizer as it stands now."""
+        optimizer = watched.optimizer
+        groups = []
+        for index, group in enumerate(optimizer.param_groups):
+            numbers = [
+                self.session.modules.know(p, f"optimizer{watched.number}.group{index}.{i}")
+                for i, p in enumerate(group["params"])
+            ]
+            hyper = {
+                str(k): scalar(v)
+                for k, v in group.items()
+                if k not in ("params", "param_names") and isinstance(k, str) and not _tensor_list(v)
+            }
+            groups.append(
+                {
+                    "index": index,
+                    "parameters": numbers,
+                    "hyperparameters": hyper,
+                    "compute_dtype": self._compute_dtype(optimizer, group),
+                }
+            )
+        state = optimizer.state
+        watched.payload = {
+            "id": watched.number,
+            "class_name": type(optimizer).__name__,
+            "defined_in": type(optimizer).__module__,
+            "at": watched.at,
+            "groups": groups,
+            "signature_defaults": watched.defaults or signature_defaults(type(optimizer)),
+            "state_loaded": watched.state_loaded,
+            "state_loaded_from": watched.loaded_from,
+            "state_tensors_before": sum(len(s) for s in state.values() if isinstance(s, dict)) if state else 0,
+        }
+        watched.described = True
+        self.recorder.emit("optimizer", watched.payload)
+
+    def _compute_dtype(self, optimizer: Any, group: Any) -> str | None:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if isinstance(state, dict):
+                for key in ("exp_avg_sq", "exp_avg", "momentum_buffer"):
+                    if hasattr(state.get(key), "dtype"):
+                        return dtype_name(state[key].dtype)
+            return dtype_name(parameter.dtype)
+        return None
+
+    def probe(self) -> None:
+        """Right after a backward: keep the norm of a sample of each optimizer's gradients."""
+        for watched in self.watched.values():
+            if not watched.probes:
+                self._choose_probes(watched)
+            norm = measure.sampled_gradient_norm(watched.probes)
+            if norm is not None:
+                watched.probe_after_backward = norm
+
+    def _choose_probes(self, watched: OptimizerWatch) -> None:
+        held = [p for g in watched.optimizer.param_groups for p in g["params"] if p.requires_grad]
+        held.sort(key=lambda p: -p.numel())
+        watched.probes = held[:8]
+
+    # -- around a step
+
+    def before(self, optimizer: Any, closure: bool) -> None:
+        watched = self.of(optimizer)
+        first = not watched.described
+        if first:
+            self.session.modules.scan()
+            self.describe(watched)
+        if not self.outsiders and self.outsider_samples is None:
+            self._begin_outsiders()
+        groups = watched.optimizer.param_groups
+        parameters = [(self.recorder.parameters.of(p), p) for g in groups for p in g["params"]]
+        parameters = list(dict(parameters).items())
+        inside: dict[str, Any] = {
+            "parameters": parameters,
+            "rates": [scalar(g.get("lr")) for g in groups],
+            "began": self.recorder.next_seq(),
+            "closure": closure,
+            "at": self.recorder.user_line(),
+            "gradients": None,
+        }
+        if not closure:
+            inside["gradients"] = measure.gradient_norms(parameters)
+            inside["probe"] = measure.sampled_gradient_norm(watched.probes)
+        inside["samples"] = measure.Samples(parameters)
+        inside["bits"] = {n: measure.bits(p) for n, p in parameters if n in watched.suspects}
+        watched.closure_calls = 0
+        watched.inside = inside
+        inside["time"] = time.perf_counter()
+
+    def closure_returned(self, watched: OptimizerWatch) -> None:
+        """Gradients are there once the (first) closure has run: measure them as the step will use them."""
+        watched.closure_calls += 1
+        inside = watched.inside
+        if inside is not None and inside["gradients"] is None:
+            inside["gradients"] = measure.gradient_norms(inside["parameters"])
+            inside["probe"] = measure.sampled_gradient_norm(watched.probes)
+
+    def after(self, optimizer: Any) -> None:
+        watched = self.of(optimizer)
+        inside, watched.inside = watched.inside, None
+        if inside is None:
+            return
+        duration = time.perf_counter() - inside["time"]
+        parameters = inside["parameters"]
+        gradients = inside["gradients"]
+        if gradients is None:
+            gradients = measure.gradient_norms(parameters)
+        numels = {n: measure.local(p).numel() for n, p in parameters}
+        before: measure.Samples = inside["samples"]
+        after = measure.Samples(parameters)
+        update, changed = before.compare(after, numels)
+        weight = before.norms(numels)
+        sizes = before.sizes()
+        exact = self._unchanged(watched, inside, parameters, changed, sizes, numels)
+        self.recorder.event(
+            "step",
+            at=inside["at"],
+            optimizer=watched.number,
+            index=watched.steps,
+            rates=[r if isinstance(r, (int, float)) else float("nan") for r in inside["rates"]],
+            closure=inside["closure"],
+            closure_calls=watched.closure_calls,
+            began=inside["began"],
+            duration_s=duration,
+        )
+        numbers = [n for n, _ in parameters]
+        total = _total(gradients.values())
+        self.recorder.emit(
+            "measure",
+            {
+                "optimizer": watched.number,
+                "index": watched.steps,
+                "parameters": numbers,
+                "gradient_norm": [gradients.get(n) for n in numbers],
+                "weight_norm": [weight.get(n) for n in numbers],
+                "update_norm": [update.get(n) for n in numbers],
+                "changed": [changed.get(n) for n in numbers],
+                "sampled": [sizes.get(n, 0) for n in numbers],
+                "unchanged_exact": exact,
+                "gradient_norm_total": total,
+                "gradient_norm_after_backward": _scaled(total, watched.probe_after_backward, inside.get("probe")),
+                "duration_s": duration,
+                "peak_memory_bytes": peak_memory(),
+            },
+        )
+        for number, norm in gradients.items():
+            if norm is not None:
+                self.session.modules.gradient_seen.add(number)
+        self._look_at_outsiders()
+        if watched.steps == 0:
+            self._write_state(watched)
+        watched.steps += 1
+        watched.probe_after_backward = None
+        if watched.steps <= 20:
+            for payload in second_moments(watched.number, optimizer, dict((id(p), n) for n, p in parameters)):
+                self.recorder.emit("second_moment", payload)
+        self.recorder.flush_later()
+        self.session.stepped(watched.number)
+
+    def _unchanged(
+        self,
+        watched: OptimizerWatch,
+        inside: dict[str, Any],
+        parameters: list[tuple[int, Any]],
+        changed: dict[int, float],
+        sizes: dict[int, int],
+        numels: dict[int, int],
+    ) -> list[int]:
+        """Parameters that are proven bit-identical, and the suspects to be read in full at the next step."""
+        moving = any(isinstance(r, (int, float)) and r > 0 for r in inside["rates"])
+        exact: list[int] = []
+        suspects: set[int] = set()
+        for number, parameter in parameters:
+            if changed.get(number, 1.0) > 0:
+                continue
+            if sizes.get(number) == numels[number]:
+                exact.append(number)
+                continue
+            known = inside["bits"].get(number)
+            if known is not None and measure.bits(parameter) == known:
+                exact.append(number)
+            if moving and inside["gradients"] and inside["gradients"].get(number):
+                suspects.add(number)
+        watched.suspects = suspects
+        return exact
+
+    def _write_state(self, watched: OptimizerWatch) -> None:
+        dtypes: dict[str, str] = {}
+        for state in watched.optimizer.state.values():
+            if isinstance(state, dict):
+                for key, value in state.items():
+                    if hasattr(value, "is_floating_point") and value.is_floating_point() and value.numel() > 1:
+                        dtypes.setdefault(str(key), dtype_name(value.dtype))
+        if dtypes:
+            watched.payload = {**watched.payload, "state_dtypes": dtypes}
+            for group, payload in zip(watched.optimizer.param_groups, watched.payload["groups"], strict=False):
+                payload["compute_dtype"] = self._compute_dtype(watched.optimizer, group)
+            self.recorder.emit("optimizer", watched.payload)
+
+    # -- trainable parameters that nobody holds
+
+    def _begin_outsiders(self) -> None:
+        held = self.holds()
+        modules = self.session.modules
+        self.outsiders = {
+            n: p for n, p in modules.parameters.items() if p.requires_grad and n not in held and p.device.type != "meta"
+        }
+        items = list(self.outsiders.items())
+        self.outsider_samples = measure.Samples(items)
+        self.outsider_bits = {n: measure.bits(p) for n, p in items}
+
+    def _look_at_outsiders(self) -> None:
+        for number, norm in measure.gradient_norms(list(self.outsiders.items())).items():
+            if norm is not None:
+                self.outsider_gradients[number] = norm
+                self.session.modules.gradient_seen.add(number)
+
+    def close(self) -> None:
+        """Write what is known at the end: outsiders, optimizers that never stepped, counts."""
+        if self.outsider_samples is not None and self.outsiders:
+            held = self.holds()
+            items = [(n, p) for n, p in self.outsiders.items()]
+            numels = {n: measure.local(p).numel() for n, p in items}
+            _, changed = self.outsider_samples.compare(measure.Samples(items), numels)
+            moved: list[bool | None] = []
+            for number, parameter in items:
+                if changed.get(number, 0.0) > 0:
+                    moved.append(True)
+                else:
+                    before = self.outsider_bits.get(number)
+                    moved.append(None if before is None else measure.bits(parameter) != before)
+            keep = [i for i, (n, _) in enumerate(items) if n not in held]
+            self.recorder.emit(
+                "outsiders",
+                {
+                    "parameters": [items[i][0] for i in keep],
+                    "gradient_norm": [self.outsider_gradients.get(items[i][0]) for i in keep],
+                    "moved": [moved[i] for i in keep],
+                },
+            )
+        for watched in list(self.watched.values()):
+            if not watched.described:
+                self.describe(watched)
+            self.recorder.emit(
+                "optimizer", {**watched.payload, "steps": watched.steps, "skipped_steps": watched.skipped}
+            )
+
+
+def _tensor_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(hasattr(v, "device") for v in value)
+
+
+def _total(norms: Any) -> float | None:
+    present = [n for n in norms if n is not None]
+    return sum(n * n for n in present) ** 0.5 if present else None
+
+
+def _scaled(total: float | None, then: float | None, now: float | None) -> float | None:
+    """The total norm as it was after the last backward, by the ratio that a sample of the gradients shows."""
+    if total is None or then is None or not now:
+        return None
+    return total * then / now
+
+
+def peak_memory() -> int | None:
+    """Peak memory in bytes: of the GPU allocator when CUDA is in use, else of the process."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(peak if sys.platform == "darwin" else peak * 1024)
+    except Exception:
+        return None
+
+
+def signature_defaults(cls: type) -> dict[str, Any]:
+    """Defaults of the constructor's parameters: what holds when nobody passes a value."""
+    try:
+        parameters = inspect.signature(cls).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    return {p.name: scalar(p.default) for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def install(session: Session, hooks: ImportHooks) -> None:
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    optimizers = Optimizers(session)
+    session.optimizers = optimizers
+    session.closers.append(optimizers.close)
+    recorder = session.recorder
+    base = torch.optim.Optimizer
+
+    @recorder.quiet
+    def constructed(result: Any, token: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        watched = optimizers.of(self)
+        if watched.at is None:
+            watched.at = recorder.user_line()
+            session.constructed.add(watched.number)
+
+    wrap(base, "__init__", around(after=constructed))
+
+    @recorder.quiet
+    def step_begins(self: Any, args: Any, kwargs: Any) -> Any:
+        closure = kwargs.get("closure")
+        position = None
+        if closure is None and len(args) > 1 and callable(args[1]):
+            closure, position = args[1], 1
+        optimizers.before(self, closure is not None)
+        if closure is None:
+            return None
+        watched = optimizers.of(self)
+        counted = recorder.quiet(lambda: optimizers.closure_returned(watched))
+
+        def counting(*a: Any, **k: Any) -> Any:
+            result = closure(*a, **k)
+            counted()
+            return result
+
+        if position is None:
+            return args, {**kwargs, "closure": counting}
+        return (args[0], counting, *args[2:]), kwargs
+
+    @recorder.quiet
+    def step_ended(self: Any, args: Any, kwargs: Any) -> None:
+        optimizers.after(self)
+
+    def pre_hook(self: Any, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or threading.get_ident() != session.main_thread:
+            return None
+        return step_begins(self, args, kwargs)
+
+    def post_hook(self: Any, args: Any, kwargs: Any) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() == session.main_thread:
+            step_ended(self, args, kwargs)
+
+    register_optimizer_step_pre_hook(pre_hook)
+    register_optimizer_step_post_hook(post_hook)
+
+    @recorder.quiet
+    def zero_before(self: Any, set_to_none: bool = True) -> Any:
+        had = sum(1 for g in self.param_groups for p in g["params"] if p.grad is not None)
+        recorder.event(
+            "zero_grad",
+            at=recorder.user_line(),
+            optimizer=recorder.optimizers.get(self),
+            set_to_none=bool(set_to_none),
+            had_gradients=had,
+        )
+
+    def quiet_zero(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if torch.compiler.is_compiling() else zero_before(self, *args, **kwargs)
+
+    wrap(base, "zero_grad", around(before=quiet_zero))
+
+    @recorder.quiet
+    def module_zero_before(self: Any, set_to_none: bool = True) -> Any:
+        had = sum(1 for p in self.parameters() if p.grad is not None)
+        recorder.event(
+            "zero_grad",
+            at=recorder.user_line(),
+            root=recorder.roots.get(self),
+            set_to_none=bool(set_to_none),
+            had_gradients=had,
+        )
+
+    def quiet_module_zero(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if torch.compiler.is_compiling() else module_zero_before(self, *args, **kwargs)
+
+    wrap(torch.nn.Module, "zero_grad", around(before=quiet_module_zero))
+
+    def rates(self: Any) -> list[Any]:
+        return [scalar(g.get("lr")) for g in self.param_groups]
+
+    @recorder.quiet
+    def load_before(self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return rates(self)
+
+    @recorder.quiet
+    def load_after(result: Any, token: Any, self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> None:
+        watched = optimizers.of(self)
+        state = state_dict.get("state") if hasattr(state_dict, "get") else None
+        empty = not state
+        if not empty:
+            watched.state_loaded = True
+            watched.loaded_from = session.last_loaded
+        recorder.event(
+            "state_loaded",
+            at=recorder.user_line(),
+            what="optimizer",
+            target=watched.number,
+            class_name=type(self).__name__,
+            empty=empty,
+            tensors=sum(len(s) for s in state.values() if isinstance(s, dict)) if state else 0,
+            rates_before=token or [],
+            rates_after=rates(self),
+            path=session.last_loaded if not empty else None,
+        )
+
+    wrap(base, "load_state_dict", around(load_before, load_after))
