@@ -116,6 +116,9 @@ class ConfigKey:
     origin: str = "file"
     reads: tuple[ConfigRead, ...] | None = None
     secret: bool = False
+    #: The training setting that the key names, by its name and section (``learning_rate``, ``weight_decay``,
+    #: ``warmup_ratio`` ...: see ``trainlint.config.meanings``); empty when it names none for certain.
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,10 @@ class NameMention:
 
     name: str
     files: tuple[str, ...] = ()
+    #: At least one of the places could read the key: the name in quotes, after a dot, or put together from pieces.
+    access: bool = True
+    #: At least one of the files is the program's own, not a library's.
+    own: bool = True
 
 
 @dataclass(frozen=True)
