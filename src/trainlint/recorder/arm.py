@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
+from types import ModuleType
 
 from .core import Recorder
 from .patching import ImportHooks
@@ -20,6 +22,7 @@ INSTRUMENTS: tuple[tuple[str, str | None], ...] = (
     ("transformers", None),
     ("accelerate", None),
     ("loggers", None),
+    ("seeds", None),
 )
 
 recorder: Recorder | None = None
@@ -41,8 +44,12 @@ def arm() -> Recorder | None:
         if needs is None:
             _install(name)
         else:
-            hooks.on_import(needs, lambda module, name=name: _install(name))
+            hooks.on_import(needs, _installer(name))
     return recorder
+
+
+def _installer(name: str) -> Callable[[ModuleType], None]:
+    return lambda module: _install(name)
 
 
 def _install(name: str) -> None:

@@ -43,7 +43,7 @@ class Snapshot:
         """A scheduler that can be stepped freely."""
         if optimizer is None:
             optimizer = stand_in(self.groups)
-        made = object.__new__(self.cls)
+        made: Any = object.__new__(self.cls)
         made.__dict__.update(copy.deepcopy({k: v for k, v in self.numbers.items() if not callable_value(v)}))
         made.__dict__.update({k: v for k, v in self.numbers.items() if callable_value(v)})
         made.__dict__["optimizer"] = optimizer

@@ -47,7 +47,7 @@ def fingerprint(tensor: Any) -> str | None:
 def describe(loader: Any, number: int) -> dict[str, Any]:
     import torch
 
-    sampler = getattr(loader, "sampler", None)
+    sampler: Any = getattr(loader, "sampler", None)
     try:
         batches: int | None = len(loader)
     except Exception:

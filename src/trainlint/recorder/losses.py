@@ -48,7 +48,8 @@ def install(session: Session, hooks: ImportHooks) -> None:
             seq = recorder.event("loss", at=recorder.user_line(), **fields)
             if isinstance(result, torch.Tensor):
                 if result.grad_fn is not None:
-                    result.grad_fn.metadata[TAG] = (seq, reduction)
+                    metadata: Any = result.grad_fn.metadata
+                    metadata[TAG] = (seq, reduction)
                 if result.numel() == 1:
                     recorder.later(seq, "value", result.detach())
 

@@ -44,6 +44,7 @@ class Modules:
         self._emitted: dict[int, dict[str, Any]] = {}
         self._program_written = False
         self._scanned = 0
+        self._unregistered: dict[int, str] = {}
 
     def scan(self) -> None:
         """Find roots and emit them. Called at the first backward and when an optimizer steps for the first time."""
@@ -59,6 +60,7 @@ class Modules:
                 children.update(id(child) for child in held.values() if child is not None)
         self.roots = [m for m in found if id(m) not in children]
         self._scanned += 1
+        self._unregistered = unregistered(found, module)
         for root in self.roots:
             self._emit_root(root)
         self.write_program()
@@ -72,7 +74,7 @@ class Modules:
         names: dict[int, list[str]] = {}
         owners: dict[int, tuple[Any, str]] = {}
         tensors: dict[int, Any] = {}
-        submodules = []
+        submodules: list[dict[str, Any]] = []
         for prefix, sub in inner.named_modules():
             if len(submodules) < SUBMODULE_CAP and prefix:
                 submodules.append({"name": prefix, "class_name": type(sub).__name__, "training": sub.training})
@@ -97,6 +99,7 @@ class Modules:
                 "n_trainable": trainable,
                 "wrappers": wrappers,
                 "submodules": submodules,
+                "unregistered_in": self._unregistered.get(id(root), ""),
             },
         )
         for ident, tensor in tensors.items():
@@ -197,6 +200,20 @@ def unwrap(root: Any) -> tuple[Any, list[str]]:
             return root, wrappers
         wrappers.append(type(root).__name__)
         root = inner
+
+
+def unregistered(modules: list[Any], base: type) -> dict[int, str]:
+    """Modules that another module keeps in a plain list, tuple or dict: id -> ``Net.layers[0]``."""
+    out: dict[int, str] = {}
+    for holder in modules:
+        for name, value in list(holder.__dict__.items()):
+            if name.startswith("_") or type(value) not in (list, tuple, dict) or len(value) > 1000:
+                continue
+            items = value.items() if type(value) is dict else enumerate(value)
+            for key, item in list(items):
+                if issubclass(type(item), base):
+                    out.setdefault(id(item), f"{type(holder).__name__}.{name}[{key!r}]")
+    return out
 
 
 def kind_of(owner: Any, attribute: str) -> str:

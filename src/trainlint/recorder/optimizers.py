@@ -36,6 +36,8 @@ class OptimizerWatch:
         self.probe_after_backward: float | None = None
         self.closure_calls = 0
         self.inside: dict[str, Any] | None = None
+        #: Samples of its parameters at the first backward, to tell whether something else moves them.
+        self.at_first_backward: measure.Samples | None = None
 
 
 class Optimizers:
@@ -122,9 +124,25 @@ class Optimizers:
         for watched in self.watched.values():
             if not watched.probes:
                 self._choose_probes(watched)
+                if not watched.steps:
+                    watched.at_first_backward = measure.Samples(self._held(watched))
             norm = measure.sampled_gradient_norm(watched.probes)
             if norm is not None:
                 watched.probe_after_backward = norm
+
+    def _held(self, watched: OptimizerWatch) -> list[tuple[int, Any]]:
+        held = {self.recorder.parameters.of(p): p for g in watched.optimizer.param_groups for p in g["params"]}
+        return list(held.items())
+
+    def _moved(self, watched: OptimizerWatch) -> bool | None:
+        """Whether anything that an optimizer holds moved since the first backward, although it never stepped."""
+        if watched.steps or watched.at_first_backward is None or self.session.backwards < 2:
+            return None
+        held = self._held(watched)
+        _, changed = watched.at_first_backward.compare(
+            measure.Samples(held), {n: measure.local(p).numel() for n, p in held}
+        )
+        return any(share > 0 for share in changed.values())
 
     def _choose_probes(self, watched: OptimizerWatch) -> None:
         held = [p for g in watched.optimizer.param_groups for p in g["params"] if p.requires_grad]
@@ -141,9 +159,8 @@ class Optimizers:
             self.describe(watched)
         if not self.outsiders and self.outsider_samples is None:
             self._begin_outsiders()
-        groups = watched.optimizer.param_groups
-        parameters = [(self.recorder.parameters.of(p), p) for g in groups for p in g["params"]]
-        parameters = list(dict(parameters).items())
+        groups = optimizer.param_groups
+        parameters = self._held(watched)
         inside: dict[str, Any] = {
             "parameters": parameters,
             "rates": [scalar(g.get("lr")) for g in groups],
@@ -151,6 +168,7 @@ class Optimizers:
             "closure": closure,
             "at": self.recorder.user_line(),
             "gradients": None,
+            "frozen": [n for n, p in parameters if not p.requires_grad],
         }
         if not closure:
             inside["gradients"] = measure.gradient_norms(parameters)
@@ -211,6 +229,7 @@ class Optimizers:
                 "changed": [changed.get(n) for n in numbers],
                 "sampled": [sizes.get(n, 0) for n in numbers],
                 "unchanged_exact": exact,
+                "frozen": inside["frozen"],
                 "gradient_norm_total": total,
                 "gradient_norm_after_backward": _scaled(total, watched.probe_after_backward, inside.get("probe")),
                 "duration_s": duration,
@@ -316,7 +335,13 @@ class Optimizers:
             if not watched.described:
                 self.describe(watched)
             self.recorder.emit(
-                "optimizer", {**watched.payload, "steps": watched.steps, "skipped_steps": watched.skipped}
+                "optimizer",
+                {
+                    **watched.payload,
+                    "steps": watched.steps,
+                    "skipped_steps": watched.skipped,
+                    "moved_without_steps": self._moved(watched),
+                },
             )
 
 
@@ -340,7 +365,7 @@ def peak_memory() -> int | None:
     """Peak memory in bytes: of the GPU allocator when CUDA is in use, else of the process."""
     import torch
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     try:
         import resource
@@ -414,8 +439,8 @@ def install(session: Session, hooks: ImportHooks) -> None:
         if not torch.compiler.is_compiling() and threading.get_ident() == session.main_thread:
             step_ended(self, args, kwargs)
 
-    register_optimizer_step_pre_hook(pre_hook)
-    register_optimizer_step_post_hook(post_hook)
+    register_optimizer_step_pre_hook(pre_hook)  # type: ignore[no-untyped-call]
+    register_optimizer_step_post_hook(post_hook)  # type: ignore[no-untyped-call]
 
     @recorder.quiet
     def zero_before(self: Any, set_to_none: bool = True) -> Any:

@@ -43,7 +43,7 @@ class ImportHooks(importlib.abc.MetaPathFinder):
             return None
         self._active.add(fullname)
         try:
-            spec = None
+            spec: importlib.machinery.ModuleSpec | None = None
             for finder in sys.meta_path:
                 if finder is self:
                     continue
@@ -69,7 +69,7 @@ class ImportHooks(importlib.abc.MetaPathFinder):
                 self._run(fullname, installer, module)
 
         try:
-            loader.exec_module = exec_module  # type: ignore[method-assign]
+            loader.exec_module = exec_module
         except AttributeError:
             return None
         return spec

@@ -28,7 +28,7 @@ def second_moments(number: int, optimizer: Any, known: dict[int, int]) -> Iterat
         moments: list[tuple[Any, Any]] = []
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
-            v = state.get("exp_avg_sq") if isinstance(state, dict) else None
+            v: Any = state.get("exp_avg_sq") if isinstance(state, dict) else None
             if not hasattr(v, "dtype") or v.dtype not in (torch.float16, torch.bfloat16):
                 continue
             v = local(v).reshape(-1)

@@ -4,9 +4,10 @@ import os
 import sys
 
 
-def _arm():
+def _arm() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     package = os.path.dirname(here)
+    import importlib
     import importlib.util
 
     spec = importlib.util.spec_from_file_location(
@@ -14,15 +15,15 @@ def _arm():
         os.path.join(package, "__init__.py"),
         submodule_search_locations=[package],
     )
+    if spec is None or spec.loader is None:
+        return
     module = importlib.util.module_from_spec(spec)
     sys.modules["_trainlint_recorder"] = module
     spec.loader.exec_module(module)
-    from _trainlint_recorder import arm
-
-    arm.arm()
+    importlib.import_module("_trainlint_recorder.arm").arm()
 
 
-def _chain():
+def _chain() -> None:
     """Run the sitecustomize that would have been found without this folder."""
     here = os.path.dirname(os.path.abspath(__file__))
     import importlib.machinery
