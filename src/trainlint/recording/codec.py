@@ -11,9 +11,9 @@ import functools
 import json
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Optional, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from trainlint.recording.schema import EVENT_TYPES, SCHEMA, Event, Recording
 
@@ -40,7 +40,7 @@ def encode(value: Any) -> Any:
         tag = getattr(kind, "kind", None)
         if isinstance(tag, str) and tag in EVENT_TYPES:
             out["kind"] = tag
-        for name, default in _defaults(kind):
+        for name, default in _defaults(cast(Any, kind)):
             item = getattr(value, name)
             if item is default or (default is not _NO_DEFAULT and item == default and type(item) is type(default)):
                 continue
@@ -56,7 +56,7 @@ def encode(value: Any) -> Any:
 _NO_DEFAULT = object()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _defaults(cls: type) -> tuple[tuple[str, Any], ...]:
     out = []
     for f in dataclasses.fields(cls):
@@ -86,8 +86,17 @@ def _same(value: Any) -> Any:
     return value
 
 
-@functools.lru_cache(maxsize=None)
-def decoder(hint: Any) -> Decoder:
+# Measurements are columns of tens of thousands of numbers: no call per element where it is a float already.
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple([v if v.__class__ is float else float(v) for v in values])
+
+
+def _floats_or_none(values: Any) -> tuple[float | None, ...]:
+    return tuple([v if v is None or v.__class__ is float else float(v) for v in values])
+
+
+@functools.cache
+def decoder(hint: Hashable) -> Decoder:
     """A function that turns JSON data into a value of the type ``hint``."""
     if hint is Any or hint in (str, int, bool, type(None)):
         return _same
@@ -108,6 +117,10 @@ def decoder(hint: Any) -> Decoder:
         args = get_args(hint)
         if args[0] in (str, int, bool):
             return tuple
+        if args[0] is float:
+            return _floats
+        if args[0] == Optional[float]:
+            return _floats_or_none
         item = decoder(args[0])
         return lambda v: tuple([item(x) for x in v])
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
@@ -155,7 +168,7 @@ def decode(cls: type[T], data: Any) -> T:
         RecordingError: when the data does not fit the class.
     """
     try:
-        return cast(T, decoder(cls)(data))
+        return cast(T, decoder(cast(Any, cls))(data))
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, RecordingError):
             raise
