@@ -106,3 +106,20 @@ class Report:
     #: Last lines of the program's own output, when it failed.
     program_output: tuple[str, ...] = ()
     created_files: int = 0
+
+
+@dataclass(frozen=True)
+class CheckPage:
+    """A check as its documentation shows it. ``needs``: ``config``, ``source``, ``run``, cheapest first."""
+
+    code: str
+    name: str
+    title: str
+    severity: str
+    family: str
+    needs: tuple[str, ...]
+    #: Names in other catalogs (``O17``).
+    catalog: tuple[str, ...]
+    #: Markdown: the check's docstring.
+    page: str
+    file: str = ""
