@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from . import measure
@@ -415,7 +416,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
         if closure is None:
             return None
         watched = optimizers.of(self)
-        counted = recorder.quiet(lambda: optimizers.closure_returned(watched))
+        counted: Callable[[], None] = recorder.quiet(lambda: optimizers.closure_returned(watched))
 
         def counting(*a: Any, **k: Any) -> Any:
             result = closure(*a, **k)
@@ -439,8 +440,8 @@ def install(session: Session, hooks: ImportHooks) -> None:
         if not torch.compiler.is_compiling() and threading.get_ident() == session.main_thread:
             step_ended(self, args, kwargs)
 
-    register_optimizer_step_pre_hook(pre_hook)  # type: ignore[no-untyped-call]
-    register_optimizer_step_post_hook(post_hook)  # type: ignore[no-untyped-call]
+    register_optimizer_step_pre_hook(pre_hook)
+    register_optimizer_step_post_hook(post_hook)
 
     @recorder.quiet
     def zero_before(self: Any, set_to_none: bool = True) -> Any:

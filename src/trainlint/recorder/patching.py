@@ -69,7 +69,7 @@ class ImportHooks(importlib.abc.MetaPathFinder):
                 self._run(fullname, installer, module)
 
         try:
-            loader.exec_module = exec_module
+            setattr(loader, "exec_module", exec_module)
         except AttributeError:
             return None
         return spec
