@@ -114,6 +114,13 @@ class TestLightning:
         (config,) = run("lightning_automatic.py", tmp_path, "--epoch").schedulers()
         assert config["interval"] == "epoch"
 
+    def test_accumulation_that_changes(self, tmp_path: Path) -> None:
+        pytest.importorskip("lightning")
+        changing = run("lightning_automatic.py", tmp_path, "--changing")
+        # 3 steps in the first epoch (by 4), 6 in the two others (by 2); Lightning's own estimate would be 33.
+        assert changing.extent() == (15, 3, 11, 4)
+        assert "STEPS 15 " in changing.output
+
     def test_values_at_each_stage(self, automatic: Watched) -> None:
         by_module = automatic.logged("lightning.log", "train_loss")
         assert len(by_module) == 33

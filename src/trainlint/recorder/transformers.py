@@ -265,7 +265,7 @@ def changed_arguments(args: Any) -> dict[str, Any]:
             default = factory()
         try:
             value = getattr(args, field.name, default)
-            if isinstance(value, PLAIN) and bool(value != default):
+            if isinstance(value, PLAIN) and bool(value != default) and (value or default):
                 changed.append(field.name)
         except Exception:
             continue

@@ -41,15 +41,18 @@ def main():
     pl.seed_everything(7)  # SEED
     data = torch.utils.data.TensorDataset(torch.randn(22, 4), torch.randn(22, 1))
     loader = torch.utils.data.DataLoader(data, batch_size=2)
+    callbacks = [pl.callbacks.LearningRateMonitor()]
+    if "--changing" in sys.argv:
+        callbacks.append(pl.callbacks.GradientAccumulationScheduler({0: 4, 1: 2}))
     trainer = pl.Trainer(
         max_epochs=3,
-        accumulate_grad_batches=4,
+        accumulate_grad_batches=1 if "--changing" in sys.argv else 4,
         gradient_clip_val=0.5,
         accelerator="cpu",
         devices=1,
         log_every_n_steps=1,
         logger=pl.loggers.CSVLogger(sys.argv[1]),
-        callbacks=[pl.callbacks.LearningRateMonitor()],
+        callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=sys.argv[1],
