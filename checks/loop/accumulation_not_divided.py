@@ -1,0 +1,266 @@
+"""TL306: gradients of several micro-batches are added up as if each were the whole batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
+from trainlint.recording.describe import framework_settings, name_optimizer, number, place, plural, uses
+from trainlint.recording.intervals import Interval, Timeline, clears, same_line
+from trainlint.recording.schema import Backward, BatchFetched, Clip, Forward, LossCall, Optimizer, OptimizerStep
+
+#: How far a divisor may be from 1, or a norm from another, and still be called equal.
+_CLOSE = 0.02
+_KEYS = (
+    "gradient_accumulation_steps",
+    "accumulate_grad_batches",
+    "accumulation_steps",
+    "grad_accum_steps",
+    "grad_accum",
+)
+
+
+@check("TL306", Recording, severity="error", catalog="O9")
+def accumulation_not_divided(run: Recording) -> Iterator[Finding]:
+    """Gradients of several micro-batches are added up as if each were the whole batch.
+
+    ## What goes wrong
+    `backward()` adds to `.grad`. With N micro-batches per step, each a full mean over its own samples, the step sees
+    the sum: N times the gradient of the batch they form together. With SGD that is a learning rate N times too
+    large. Adam divides the factor out again, so nothing diverges, but everything measured against the gradient is
+    off by N: a clipping threshold binds N times earlier, L2 in the gradient counts N times less, eps N times less,
+    and the logged gradient norm changes with the accumulation setting.
+
+    ## How it is detected
+    For every optimizer, the backwards between two of its steps. They count as micro-batches when they come from one
+    source line, each has a batch of its own, nothing was cleared and nobody stepped in between. Then it is read from
+    each backward's graph what lies between the loss function and the tensor that backward got: its reduction
+    (`mean`) and the factor it was divided by (1: nothing). Last, the gradient norm after the last backward is
+    compared with the one the step used, so that a division of the gradients themselves is seen too.
+
+    ## What to do
+    `(loss / N).backward()`. In Lightning's automatic optimization set `Trainer(accumulate_grad_batches=N)`, which
+    divides; in manual optimization `self.manual_backward(loss / N)`. With accelerate, pass
+    `gradient_accumulation_steps=N` and use `accelerator.backward(loss)` inside `with
+    accelerator.accumulate(model):`. A custom loss for the transformers `Trainer` should divide its sum by
+    `num_items_in_batch`.
+
+    ## When it may be wrong
+    Several losses of one batch (a GAN's real and fake halves, multi-task losses, penalties) come from different
+    lines or share a batch: not reported. Sum-reduced losses, losses divided by a token count, gradients divided
+    before the step, and backwards of another optimizer are not either. Where micro-batches were told only by the
+    model's input (chunks of one batch, views, tasks), adding them up may be what is meant: a warning unless a
+    setting asks for this accumulation. A learning rate that was divided by N on purpose makes SGD right again; that
+    cannot be seen.
+
+    ## References
+    torch documentation, "Automatic Mixed Precision examples: gradient accumulation"; Goyal et al. 2017, "Accurate,
+    Large Minibatch SGD".
+    """
+    timeline = Timeline(run)
+    if not timeline.steps:
+        raise NotObserved("no optimizer step was seen; raise --timeout or --steps")
+    several = False
+    for optimizer in run.optimizers:
+        found, judged = [], 0
+        for interval in timeline.intervals(optimizer.id):
+            backwards = interval.backwards()
+            if not backwards:
+                continue
+            judged += 1
+            several = several or len(backwards) > 1
+            window = _undivided(run, interval, backwards, optimizer)
+            if window is not None:
+                found.append(window)
+        # One interval that looks so may be special (a warm-up pass before the loop); all of them are the loop. A last,
+        # shorter window is still one of them.
+        if found and len(found) == judged:
+            yield _finding(run, optimizer, found)
+    if not several:
+        raise NotApplicable("one backward per optimizer step: nothing is accumulated")
+
+
+@dataclass(frozen=True)
+class _Window:
+    interval: Interval
+    backwards: Sequence[Backward]
+    #: Each micro-batch was fetched from a loader (not only another input of the model).
+    fetched: bool
+    #: The gradients are known not to have been divided between the last backward and the step.
+    measured: bool
+    #: The divisor was read from the graph (not concluded from equal values).
+    from_graph: bool
+
+
+def _undivided(
+    run: Recording, interval: Interval, backwards: Sequence[Backward], optimizer: Optimizer
+) -> _Window | None:
+    """The accumulation window of one step, when every micro-batch in it is a full, undivided mean."""
+    if len(backwards) < 2 or not same_line(list(backwards)):
+        return None
+    held = {i for g in optimizer.groups for i in g.parameters}
+    roots: set[int | None] = {p.root for p in run.parameters if p.id in held and p.root is not None}
+    fetched = True
+    loaders: set[int] = set()
+    for a, b in pairwise(backwards):
+        between = interval.between(a.seq, b.seq)
+        if any(isinstance(e, OptimizerStep) or clears(e, optimizer.id, roots) for e in between):
+            return None
+        own = [e for e in between if isinstance(e, BatchFetched)]
+        if not own:
+            fetched = False
+            if not _new_input(interval, a, b):
+                return None
+        loaders.update(e.loader for e in own)
+        if len(own) == 1 and own[0].fingerprint is not None and own[0].fingerprint == _batch_before(interval, a):
+            return None  # the same samples again: views or repeats of one batch
+    if len(loaders) > 1:
+        return None  # one batch from each of several loaders: tasks or domains, whose losses are meant to add up
+    if not fetched and len(backwards) < 3 and not _asked(run, len(backwards)):
+        return None  # two inputs of one batch (real and fake, two views) are as likely as two micro-batches
+    from_graph = True
+    for previous, backward in zip((None, *backwards), backwards, strict=False):
+        if backward.gradient_argument is not None and abs(backward.gradient_argument - 1) > _CLOSE:
+            return None
+        if backward.divided_by is not None:
+            if backward.micro_loss_reduction != "mean" or abs(backward.divided_by - 1) > _CLOSE:
+                return None
+        elif _equals_its_loss(interval, previous, backward):
+            from_graph = False
+        else:
+            return None
+    rescaled = _rescaled(interval, backwards)
+    if rescaled:
+        return None
+    return _Window(interval, backwards, fetched, rescaled is not None, from_graph)
+
+
+def _batch_before(interval: Interval, backward: Backward) -> str | None:
+    own = [e.fingerprint for e in interval.events if isinstance(e, BatchFetched) and e.seq < backward.seq]
+    return own[-1] if own else None
+
+
+def _new_input(interval: Interval, a: Backward, b: Backward) -> bool:
+    """Whether other data went into the model for the second backward."""
+    forwards = [e for e in interval.events if isinstance(e, Forward) and e.grad_enabled]
+    first = [e.fingerprint for e in forwards if e.seq < a.seq][-1:]
+    second = [e.fingerprint for e in forwards if a.seq < e.seq < b.seq][-1:]
+    return bool(first and second and first[0] and second[0] and first[0] != second[0])
+
+
+def _equals_its_loss(interval: Interval, previous: Backward | None, backward: Backward) -> bool:
+    """Without the graph: the value handed to backward is that of the one mean-reduced loss computed for it."""
+    low = previous.seq if previous is not None else interval.after
+    losses = [
+        e
+        for e in interval.between(low, backward.seq)
+        if isinstance(e, LossCall) and e.grad_enabled and e.input_requires_grad
+    ]
+    if len(losses) != 1 or losses[0].reduction != "mean" or losses[0].value is None or backward.value is None:
+        return False
+    scale = backward.loss_scale or 1.0
+    return math.isclose(losses[0].value, backward.value / scale, rel_tol=1e-3, abs_tol=1e-12)
+
+
+def _rescaled(interval: Interval, backwards: Sequence[Backward]) -> bool | None:
+    """Whether the gradients were made smaller between the last backward and the step by anything but clipping."""
+    m = interval.measurement
+    if m is None or m.gradient_norm_total is None or not m.gradient_norm_after_backward:
+        return None
+    ratio = m.gradient_norm_total / m.gradient_norm_after_backward
+    if not math.isfinite(ratio):
+        return None
+    if abs(ratio - 1) <= _CLOSE:
+        return False
+    scale = backwards[-1].loss_scale
+    if scale and abs(ratio * scale - 1) <= _CLOSE:
+        return False
+    clips = [c for c in interval.clips() if c.seq > backwards[-1].seq]
+    if not clips:
+        return True
+    if any(c.method == "value" for c in clips) or any(c.total_norm is None for c in clips):
+        return None
+    # What clipping by norm found, before it scaled: the undivided norm, or one that was divided before.
+    found = clips[0].total_norm or 0.0
+    plain = m.gradient_norm_after_backward / (scale if scale and not clips[0].scaled else 1.0)
+    return abs(found / plain - 1) > 0.05 if plain else None
+
+
+def _finding(run: Recording, optimizer: Optimizer, windows: Sequence[_Window]) -> Finding:
+    typical = max(windows, key=lambda w: len(w.backwards))
+    n = len(typical.backwards)
+    backward = typical.backwards[-1]
+    asked = _asked(run, n)
+    sure = (typical.fetched or asked) and all(w.measured for w in windows)
+    m = typical.interval.measurement
+    norm = m.gradient_norm_after_backward if m is not None else None
+    if norm is not None and backward.loss_scale:
+        norm /= backward.loss_scale
+    clip = next((e for e in typical.interval.events if isinstance(e, Clip) and e.method == "norm"), None)
+    values = [b.value / (b.loss_scale or 1.0) for b in typical.backwards if b.value is not None]
+    how = "divided by 1 in its graph" if typical.from_graph else "equal to its loss"
+    message = (
+        f"{plural(n, 'micro-batch')} per step of {name_optimizer(optimizer)} are added up undivided: each backward "
+        f"({place(backward.at) or 'unknown line'}) gets a full mean loss ({how}), so gradients are {n} times too large."
+    )
+    if norm is not None:
+        message += f" Measured norm {number(norm)}; as a mean it would be {number(norm / n)}."
+    message += " " + _consequence(optimizer, n, clip)
+    return Finding(
+        message,
+        at=backward.at,
+        evidence={
+            "factor": n,
+            "windows": len(windows),
+            "losses": values[:16],
+            "gradient_norm": norm,
+            "clip_threshold": clip.threshold if clip is not None else None,
+            "divided_by": backward.divided_by,
+            "optimizer": optimizer.class_name,
+        },
+        fix=_fix(run, n),
+        severity=None if sure else Severity.WARNING,
+        about=optimizer.class_name,
+    )
+
+
+def _asked(run: Recording, n: int) -> bool:
+    """Whether a setting names this accumulation."""
+    for framework in run.frameworks:
+        if any(framework.settings.get(key) == n for key in _KEYS):
+            return True
+    keys = run.config.keys if run.config is not None else ()
+    return any(k.path.rpartition(".")[2].lower() in _KEYS and k.value == n for k in keys)
+
+
+def _consequence(optimizer: Optimizer, n: int, clip: Clip | None) -> str:
+    hyper = optimizer.groups[0].hyperparameters if optimizer.groups else {}
+    bound = f" Clipping at {number(clip.threshold)} acts like {number(clip.threshold / n)}." if clip is not None else ""
+    if "betas" in hyper:
+        return f"Adam's step size hardly changes, but eps, L2 and the logged gradient norm are off by {n}.{bound}"
+    if "nesterov" in hyper or "dampening" in hyper:
+        rate = hyper.get("lr")
+        now = f" ({number(rate)} acts like {number(rate * n)})" if isinstance(rate, (int, float)) else ""
+        return f"With {optimizer.class_name} the learning rate is effectively {n} times larger{now}.{bound}"
+    return f"Whatever depends on the size of the gradient is off by {n}.{bound}"
+
+
+def _fix(run: Recording, n: int) -> str:
+    if uses(run, "lightning"):
+        if framework_settings(run, "lightning").get("automatic_optimization") is False:
+            return f"self.manual_backward(loss / {n})."
+        return f"Trainer(accumulate_grad_batches={n}) divides the loss; accumulate nowhere else."
+    if uses(run, "transformers"):
+        return (
+            "Divide the summed loss by num_items_in_batch in compute_loss, or return a mean and "
+            "let the Trainer divide it."
+        )
+    if uses(run, "accelerate"):
+        return (
+            f"Accelerator(gradient_accumulation_steps={n}), and accelerator.backward(loss) inside "
+            "`with accelerator.accumulate(model):`."
+        )
+    return f"(loss / {n}).backward()."

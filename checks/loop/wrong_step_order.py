@@ -1,0 +1,330 @@
+"""TL303: backward, step and zero_grad in an order that throws gradients away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
+from trainlint.recording.describe import name_optimizer, place, plural, uses
+from trainlint.recording.intervals import Interval, Timeline, clears, same_line
+from trainlint.recording.schema import (
+    Backward,
+    BatchFetched,
+    Forward,
+    Optimizer,
+    OptimizerStep,
+    ScalerEvent,
+    SourceLine,
+    ZeroGrad,
+)
+
+#: Backwards without a step that prove something when nothing says that gradients are being accumulated.
+_MANY = 3
+
+
+@check("TL303", Recording, severity="error", catalog="O4")
+def wrong_step_order(run: Recording) -> Iterator[Finding]:
+    """Backward, step and zero_grad in an order that throws gradients away.
+
+    ## What goes wrong
+    A training iteration is: clear the gradients, backward, step. In another order nothing raises:
+
+    - **no step**: gradients are computed, perhaps cleared, and never used;
+    - **step before backward**: with the clearing in front of both, every step finds no gradient and does nothing;
+    - **zero_grad between backward and step**: the same, the step finds nothing left;
+    - **zero_grad at every micro-batch under accumulation**: only the last micro-batch of each step counts; the
+      others are computed and thrown away, so the batch is a fraction of what the config says.
+
+    ## How it is detected
+    For every optimizer the timeline is cut into intervals from one of its steps to the next. In each it is known
+    which backwards ran, which calls of `zero_grad` cleared gradients that existed, and what gradient the step found.
+    Closures (LBFGS, Lightning) run inside the step and are read so. A fault is reported when the intervals show it
+    consistently: the backwards made gradients, a clearing removed them, and the step found none and moved nothing;
+    or, under accumulation, each micro-batch's gradients were cleared before the next and what the step used was the
+    last alone.
+
+    ## What to do
+    `loss.backward()`, `optimizer.step()`, `optimizer.zero_grad()`, in this order; under accumulation step and
+    zero_grad together, once every N micro-batches. With accelerate, put the whole iteration under `with
+    accelerator.accumulate(model):`, which makes `step` and `zero_grad` do nothing until it is time. In Lightning's
+    manual optimization call `opt.step()` and `opt.zero_grad()` after `self.manual_backward(loss)`.
+
+    ## When it may be wrong
+    A step without gradients that happens once (calling `optimizer.step()` first to quiet a scheduler's warning), a
+    step that a GradScaler skipped, gradients of another optimizer being cleared (GANs), zero_grad twice or at the
+    end, a batch that is skipped now and then, backwards for another purpose (adversarial examples, penalties,
+    per-task gradients that are combined by hand) are right and not reported. A program that accumulates over more
+    micro-batches than were watched without ever clearing looks like one that never steps: without a clearing that is
+    only a warning.
+
+    ## References
+    torch.optim documentation, "Taking an optimization step"; "Automatic Mixed Precision examples" (gradient
+    accumulation).
+    """
+    timeline = Timeline(run)
+    backwards = timeline.backwards()
+    if not run.optimizers:
+        raise NotApplicable("no torch optimizer was built: the program updates its weights by itself, or not at all")
+    if not timeline.steps:
+        if not backwards:
+            raise NotObserved("neither a backward nor an optimizer step was seen; raise --timeout")
+        yield from _no_step(run, timeline, backwards)
+        return
+    looked = False
+    for optimizer in run.optimizers:
+        intervals = timeline.intervals(optimizer.id)
+        roots = _roots(run, optimizer)
+        looked = looked or any(i.had_gradient() is not None for i in intervals)
+        lost = _lost(intervals, optimizer, roots)
+        if lost is not None:
+            yield _lost_finding(run, optimizer, lost, intervals)
+            continue
+        wiped = _wiped(timeline, intervals, optimizer, roots)
+        if wiped is not None:
+            yield _wiped_finding(run, optimizer, wiped)
+    if not looked:
+        raise NotObserved("gradients were not measured at any step; raise --steps")
+
+
+def _roots(run: Recording, optimizer: Optimizer) -> set[int | None]:
+    held = {i for g in optimizer.groups for i in g.parameters}
+    return {p.root for p in run.parameters if p.id in held and p.root is not None}
+
+
+# ------------------------------------------------------------------------------------------------------- no step
+
+
+def _no_step(run: Recording, timeline: Timeline, backwards: Sequence[Backward]) -> Iterator[Finding]:
+    """Backwards, an optimizer, and never a step."""
+    if any(isinstance(e, ScalerEvent) and e.call == "step" for e in run.events):
+        raise NotObserved(
+            "a GradScaler skipped every step so far (it is finding its scale); raise --steps or --timeout"
+        )
+    if any(o.moved_without_steps for o in run.optimizers):
+        raise NotApplicable("the parameters move without torch's optimizer step: something else updates them")
+    if run.ending.how not in ("backward-cap", "exit", "steps"):
+        raise NotObserved(f"the watch ended ({run.ending.how}) before any optimizer step; raise --timeout")
+    if run.ending.how == "exit" and run.ending.error is not None:
+        raise NotObserved("the program died before its first optimizer step")
+    count = len(backwards) + run.events_dropped.get("backward", 0)
+    planned = run.plan.accumulation or 1
+    if count < _MANY or count < planned:
+        raise NotObserved(f"only {plural(count, 'backward')} came before the watch ended, perhaps all of one step")
+    clearings = [e for e in run.events if isinstance(e, ZeroGrad) and e.seq > backwards[0].seq and e.had_gradients]
+    by_optimizer = [e for e in clearings if e.optimizer is not None]
+    optimizer = next(
+        (o for o in run.optimizers if by_optimizer and o.id == by_optimizer[0].optimizer), run.optimizers[0]
+    )
+    message = (
+        f"No optimizer ever stepped: {plural(count, 'backward')} at {_line(backwards[-1].at)}, no call of step() on "
+        f"{name_optimizer(optimizer)}."
+    )
+    if clearings:
+        message += f" Gradients were cleared {plural(len(clearings), 'time')} "
+            f"({_line(clearings[0].at)}) without having been used."
+    sure = bool(by_optimizer) or run.ending.how == "exit"
+    if not sure:
+        message += " If gradients are accumulated over more micro-batches than that, raise the watch with --timeout."
+    yield Finding(
+        message,
+        at=backwards[-1].at or optimizer.at,
+        evidence={"backwards": count, "clearings": len(clearings), "steps": 0, "ending": run.ending.how},
+        fix="In manual optimization call opt.step() after self.manual_backward(loss)."
+        if uses(run, "lightning")
+        else "Call optimizer.step() after loss.backward(), before the gradients are cleared.",
+        severity=None if sure else Severity.WARNING,
+        about="no-step",
+    )
+
+
+# ------------------------------------------------------------------------------- steps that find nothing to use
+
+
+@dataclass(frozen=True)
+class _Lost:
+    intervals: list[Interval]
+    backward: Backward
+    clearing: ZeroGrad
+
+
+def _lost(intervals: Sequence[Interval], optimizer: Optimizer, roots: set[int | None]) -> _Lost | None:
+    """Steps without any gradient although there were some, which were cleared after the last backward."""
+    bad: list[tuple[Interval, Backward, ZeroGrad]] = []
+    judged = 0
+    for interval in intervals:
+        had, backwards = interval.had_gradient(), interval.backwards()
+        if had is None or not backwards:
+            # Without a backward there is nothing to lose: the step that quiets a scheduler's warning, the rotated loop.
+            continue
+        judged += 1
+        if had or interval.moved():
+            continue
+        clearing = next(
+            (
+                e
+                for e in reversed(interval.clearings())
+                if e.seq > backwards[-1].seq and e.had_gradients and clears(e, optimizer.id, roots)
+            ),
+            None,
+        )
+        if clearing is None or _others_step(interval, backwards[-1].seq, clearing.seq, optimizer):
+            continue
+        bad.append((interval, backwards[-1], clearing))
+    # One lost batch may be a batch skipped on purpose; every one is a fault.
+    if not bad or len(bad) < judged or (len(bad) == 1 and len(intervals) > 2):
+        return None
+    return _Lost([b[0] for b in bad], bad[-1][1], bad[-1][2])
+
+
+def _others_step(interval: Interval, low: int, high: int, optimizer: Optimizer) -> bool:
+    """Whether another optimizer stepped in between: the backward was for that one."""
+    return any(isinstance(e, OptimizerStep) and e.optimizer != optimizer.id for e in interval.between(low, high))
+
+
+def _lost_finding(run: Recording, optimizer: Optimizer, lost: _Lost, intervals: Sequence[Interval]) -> Finding:
+    step, n = lost.intervals[-1].step, len(lost.intervals)
+    between = lost.intervals[-1].between(lost.backward.seq, lost.clearing.seq)
+    new_batch = any(isinstance(e, (BatchFetched, Forward)) for e in between)
+    before = _earlier(step.at, lost.backward.at) if _comparable(step.at, lost.backward.at) else new_batch
+    if before:
+        what = (
+            f"{name_optimizer(optimizer)} steps before backward: zero_grad ({_line(lost.clearing.at)}), step "
+            f"({_line(step.at)}), then backward ({_line(lost.backward.at)})."
+        )
+    else:
+        what = (
+            f"zero_grad ({_line(lost.clearing.at)}) comes between backward ({_line(lost.backward.at)}) and the step of "
+            f"{name_optimizer(optimizer)} ({_line(step.at)})."
+        )
+    return Finding(
+        f"{what} It cleared the gradients of {plural(lost.clearing.had_gradients or 0, 'tensor')}; {n} of "
+        f"{plural(len(intervals), 'step')} found no gradient at all and moved nothing.",
+        at=lost.clearing.at or step.at,
+        evidence={
+            "kind": "step-before-backward" if before else "cleared-before-step",
+            "steps_without_gradient": n,
+            "steps": len(intervals),
+            "tensors_cleared": lost.clearing.had_gradients,
+        },
+        fix=_order(run),
+        about="step-before-backward" if before else "cleared-before-step",
+    )
+
+
+# -------------------------------------------------------------------------- clearing at every micro-batch
+
+
+@dataclass(frozen=True)
+class _Wiped:
+    intervals: int
+    backwards: list[Backward]
+    clearing: ZeroGrad
+    step: OptimizerStep
+    proven: bool
+
+
+def _wiped(
+    timeline: Timeline, intervals: Sequence[Interval], optimizer: Optimizer, roots: set[int | None]
+) -> _Wiped | None:
+    """Several micro-batches before each step, each cleared before the next."""
+    found: list[tuple[Interval, list[Backward], ZeroGrad, bool]] = []
+    judged = 0
+    for interval in intervals:
+        backwards = interval.backwards()
+        if not backwards:
+            continue
+        judged += 1
+        if len(backwards) < 2 or not same_line(backwards):
+            continue
+        one = _wiped_once(interval, backwards, optimizer, roots)
+        if one is not None:
+            found.append((interval, backwards, *one))
+    enough = len(found) >= 2 or (len(found) == 1 and len(found[0][1]) > 2)
+    if not enough or len(found) < judged:
+        return None
+    interval, backwards, clearing, _ = found[-1]
+    return _Wiped(len(found), backwards, clearing, interval.step, all(f[3] for f in found))
+
+
+def _wiped_once(
+    interval: Interval, backwards: Sequence[Backward], optimizer: Optimizer, roots: set[int | None]
+) -> tuple[ZeroGrad, bool] | None:
+    """The clearing and whether the gradient at the step is proven to be the last micro-batch's alone."""
+    if interval.had_gradient() is not True:
+        return None
+    clearing: ZeroGrad | None = None
+    for a, b in pairwise(backwards):
+        between = interval.between(a.seq, b.seq)
+        if not _new_batch(interval, a, b) or any(isinstance(e, OptimizerStep) for e in between):
+            return None
+        cleared = [e for e in between if isinstance(e, ZeroGrad) and e.had_gradients and clears(e, optimizer.id, roots)]
+        if not cleared:
+            return None
+        clearing = cleared[-1]
+    if clearing is None:
+        return None
+    m = interval.measurement
+    used, after = (m.gradient_norm_total, m.gradient_norm_after_backward) if m is not None else (None, None)
+    if used is None or after is None:
+        return clearing, False
+    if used > after * 1.01 or (used < after * 0.99 and not interval.clips() and not backwards[-1].loss_scale):
+        return None  # gradients were put together by hand from what the backwards left
+    return clearing, True
+
+
+def _new_batch(interval: Interval, a: Backward, b: Backward) -> bool:
+    """Whether the second backward had a batch of its own: fetched, or another input of the model."""
+    between = interval.between(a.seq, b.seq)
+    if any(isinstance(e, BatchFetched) for e in between):
+        return True
+    # No loader: by what went into the model before each of the two.
+    forwards = [e for e in interval.events if isinstance(e, Forward) and e.grad_enabled]
+    first = [e.fingerprint for e in forwards if e.seq < a.seq][-1:]
+    second = [e.fingerprint for e in forwards if a.seq < e.seq < b.seq][-1:]
+    return bool(first and second and first[0] and second[0] and first[0] != second[0])
+
+
+def _wiped_finding(run: Recording, optimizer: Optimizer, wiped: _Wiped) -> Finding:
+    n = len(wiped.backwards)
+    share = f"{n - 1} of {n} micro-batches"
+    return Finding(
+        f"zero_grad ({_line(wiped.clearing.at)}) runs at every micro-batch, "
+        f"{name_optimizer(optimizer)} steps every {n} "
+        f"({_line(wiped.step.at)}): {share} are thrown away, and each step uses the last one alone. Seen in "
+        f"{plural(wiped.intervals, 'step')}; the effective batch is 1/{n} of what accumulation is meant to give.",
+        at=wiped.clearing.at or wiped.step.at,
+        evidence={
+            "kind": "cleared-every-micro-batch",
+            "micro_batches_per_step": n,
+            "steps": wiped.intervals,
+            "tensors_cleared": wiped.clearing.had_gradients,
+        },
+        fix="Put the iteration under `with accelerator.accumulate(model):`."
+        if uses(run, "accelerate") and not uses(run, "transformers")
+        else "Call zero_grad only where step is called, right after it.",
+        severity=None if wiped.proven else Severity.WARNING,
+        about="cleared-every-micro-batch",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- words
+
+
+def _line(at: SourceLine | None) -> str:
+    return place(at) or "an unknown line"
+
+
+def _comparable(a: SourceLine | None, b: SourceLine | None) -> bool:
+    return a is not None and b is not None and (a.file, a.function) == (b.file, b.function)
+
+
+def _earlier(a: SourceLine | None, b: SourceLine | None) -> bool:
+    return a is not None and b is not None and a.line < b.line
+
+
+def _order(run: Recording) -> str:
+    if uses(run, "lightning"):
+        return "Order: opt.zero_grad(), self.manual_backward(loss), opt.step()."
+    return "Order: optimizer.zero_grad(), loss.backward(), optimizer.step()."

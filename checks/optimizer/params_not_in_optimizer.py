@@ -1,0 +1,292 @@
+"""TL201: trainable parameters that no optimizer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from trainlint.contract import Finding, NotApplicable, NotObserved, ParameterName, Recording, Severity, check
+from trainlint.recording.describe import by_module, lines_of, name_optimizer, number, plural, trainable_weights, uses
+from trainlint.recording.schema import Optimizer, Parameter, RootModule
+
+
+@check("TL201", Recording, severity="error", catalog="O2")
+def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
+    """Trainable parameters that no optimizer holds.
+
+    ## What goes wrong
+    Backward computes gradients for these parameters, and no optimizer ever reads them: they keep their initial
+    values for the whole run. A randomly initialised head stays random, the rest of the model learns around it, and
+    the loss still falls, only less far. The usual causes: the optimizer was built over one sub-module
+    (`AdamW(model.backbone.parameters())`), by a list of name patterns that misses some names, before a layer was
+    added or replaced, without the parameters of a loss module (margin heads, learned loss weights), or the layers
+    sit in a plain Python list, where `parameters()` does not find them. The same fault in its extreme form: an
+    optimizer whose groups are empty, or that holds frozen parameters only.
+
+    ## How it is detected
+    Every module that was alive at the first step is listed with its trainable parameters, every optimizer with the
+    tensors in its groups; they are compared by identity, never by name. A parameter is reported only when all of
+    this was seen: it is trainable, no optimizer (stepped or not) holds it, a gradient arrived in it, and its value
+    was bit-identical from the first watched step to the last.
+
+    Parameters of a model that has others in an optimizer are an error. So is a layer kept in a plain list. When all
+    of them came from a checkpoint and whole modules were left out, leaving them out may be a way to freeze them: a
+    warning. A whole fresh module of its own in train mode, none of whose parameters any optimizer holds, is a
+    warning.
+
+    ## What to do
+    Give the parameters to the optimizer: build it after the model is complete and pass `model.parameters()`, or add
+    them with `optimizer.add_param_group`. In Lightning, return an optimizer over `self.parameters()` from
+    `configure_optimizers`; with the transformers `Trainer`, put loss parameters on the model, since it optimizes
+    `model.named_parameters()` only. Keep layers in `nn.ModuleList` instead of a list. If they are meant to stay as
+    they are, say so with `requires_grad_(False)`: it also saves the memory and time of their gradients.
+
+    ## When it may be wrong
+    A parameter that nobody holds and that moves anyway (updates by hand, master copies in float32, an averaged copy)
+    is not reported, nor is one without a gradient. Whole pretrained networks that are only used as a fixed loss
+    (perceptual losses), networks in eval mode, and copies of a trained model (teachers, target networks) are left
+    alone. A phase later in the program that builds another optimizer for the remaining parameters cannot be seen
+    from the first steps.
+
+    ## References
+    torch.optim documentation, "Constructing it" and "Optimizer.add_param_group"; torch.nn.ModuleList.
+    """
+    if not run.optimizers:
+        raise NotApplicable("no torch optimizer was built: the program updates its weights by itself, or not at all")
+    if not any(o.steps for o in run.optimizers):
+        raise NotObserved("no optimizer step was seen, so it cannot be told what moves; raise --timeout or --steps")
+    parameters = {p.id: p for p in run.parameters}
+    roots = {r.id: r for r in run.roots}
+    held = [parameters[i] for i in _held(run.optimizers) if i in parameters]
+    unheld = _unheld(run, parameters)
+    idle = _nothing_to_train(run, held, unheld)
+    if idle is not None:
+        yield idle
+        return
+    trained = {p.root for p in held if p.root is not None}
+    orphans = [p for p in held if p.root is None]
+    if not trained:
+        if orphans and unheld and not any(p.gradient_seen for p in orphans):
+            yield _stale(run, unheld, orphans)
+        return
+    yield from _of_trained_roots(run, [p for p in unheld if p.root in trained], orphans)
+    for root_id in dict.fromkeys(p.root for p in unheld if p.root is not None and p.root not in trained):
+        root = roots.get(root_id)
+        if root is not None:
+            yield from _of_other_root(run, root, [p for p in unheld if p.root == root_id], held)
+
+
+def _held(optimizers: Sequence[Optimizer]) -> dict[int, None]:
+    return dict.fromkeys(i for o in optimizers for g in o.groups for i in g.parameters)
+
+
+def _unheld(run: Recording, parameters: dict[int, Parameter]) -> list[Parameter]:
+    """Trainable, held by nobody, with a gradient, and proven not to move."""
+    held = _held(run.optimizers)
+    if run.outsiders is None:
+        return []
+    norms = dict(zip(run.outsiders.parameters, run.outsiders.gradient_norm, strict=False))
+    moved = dict(zip(run.outsiders.parameters, run.outsiders.moved, strict=False))
+    out = []
+    for i in run.outsiders.parameters:
+        p = parameters.get(i)
+        # Without a module it is an activation or a copy, not a parameter of the model.
+        if p is None or p.root is None or i in held or p.numel == 0:
+            continue
+        frozen = not p.requires_grad or p.requires_grad_later is False
+        if not frozen and norms.get(i) and moved.get(i) is False:
+            out.append(p)
+    return out
+
+
+def _nothing_to_train(run: Recording, held: Sequence[Parameter], unheld: Sequence[Parameter]) -> Finding | None:
+    """An optimizer that steps although nothing in it can move; only when no optimizer of the run does any better."""
+    stepping = [o for o in run.optimizers if o.steps]
+    if any(_moved_any(run, o) is not False for o in stepping):
+        return None
+    if any(p.requires_grad or p.requires_grad_later for p in held):
+        return None
+    first = stepping[0]
+    if run.program.world_size > 1 and not held:
+        return None  # a sharded optimizer may hold nothing on this rank
+    what = f"all {plural(len(held), 'tensor')} in it have requires_grad=False" if held else "its param groups are empty"
+    lost = ""
+    if unheld:
+        groups = by_module(unheld, [p for p in run.parameters if p.requires_grad])
+        lost = f" Gradients do arrive in {lines_of(groups, trainable_weights(run, {p.root for p in unheld}))}."
+    message = (
+        f"{name_optimizer(first)} made {plural(first.steps, 'step')} and trains nothing: "
+        f"{what}.{lost} No weight changed."
+    )
+    return Finding(
+        message,
+        at=first.at,
+        evidence={"optimizer": first.class_name, "steps": first.steps, "held": len(held), "unheld": len(unheld)},
+        fix=_give(run, "the model's trainable parameters"),
+        about="nothing-to-train",
+    )
+
+
+def _moved_any(run: Recording, optimizer: Optimizer) -> bool | None:
+    """Whether any step of an optimizer changed anything; ``None`` when it holds tensors and was not measured."""
+    seen = [m for m in run.steps if m.optimizer == optimizer.id]
+    if not any(g.parameters for g in optimizer.groups):
+        return False
+    if not seen:
+        return None
+    return any(c is not None and c > 0 for m in seen for c in m.changed)
+
+
+def _stale(run: Recording, unheld: Sequence[Parameter], orphans: Sequence[Parameter]) -> Finding:
+    optimizer = next(o for o in run.optimizers if any(g.parameters for g in o.groups))
+    groups = by_module(unheld, run.parameters)
+    return Finding(
+        f"{name_optimizer(optimizer)} holds {plural(len(orphans), 'tensor')} that belong to no module "
+        "and get no gradient; "
+        f"none of the model's parameters is in it. Gradients arrive in {lines_of(groups, _weights(run, unheld))}, and "
+        f"nothing moved in {plural(optimizer.steps, 'step')}: the optimizer was built over tensors that were replaced "
+        "later.",
+        at=optimizer.at,
+        evidence={"orphans": len(orphans), "unheld": len(unheld), "steps": optimizer.steps},
+        fix="Build the optimizer after the model is in its final form (wrapped, materialised, head replaced), from "
+        "that model's parameters().",
+        about="stale",
+    )
+
+
+def _of_trained_roots(run: Recording, unheld: Sequence[Parameter], orphans: Sequence[Parameter]) -> Iterator[Finding]:
+    """Parameters of a model that has others in an optimizer."""
+    # Master copies: the optimizer holds a float32 twin of the same shape, and rounding may hide its copying back.
+    twins = [p.shape for p in orphans if p.gradient_seen]
+    rest = []
+    for p in unheld:
+        if p.shape in twins:
+            twins.remove(p.shape)
+        else:
+            rest.append(p)
+    if not rest:
+        return
+    loaded = [p for p in rest if p.origin != "fresh"]
+    whole = _whole_modules(run, loaded) if len(loaded) == len(rest) else False
+    yield _finding(run, rest, intended=whole, orphans=orphans)
+
+
+def _whole_modules(run: Recording, unheld: Sequence[Parameter]) -> bool:
+    """Whether no single layer is split into held and unheld tensors."""
+    held = set(_held(run.optimizers))
+    owners = {(p.root, p.name.rpartition(".")[0]) for p in unheld}
+    return not any(p.id in held and (p.root, p.name.rpartition(".")[0]) in owners for p in run.parameters)
+
+
+def _of_other_root(
+    run: Recording, root: RootModule, unheld: Sequence[Parameter], held: Sequence[Parameter]
+) -> Iterator[Finding]:
+    """A module of its own: a forgotten loss head, or something meant to be fixed."""
+    if root.unregistered_in:
+        yield _finding(run, unheld, container=root.unregistered_in)
+        return
+    if not root.training or any(p.origin != "fresh" for p in unheld):
+        return
+    shapes = sorted(p.shape for p in run.parameters if p.root == root.id)
+    for other in {p.root for p in held}:
+        if sorted(p.shape for p in run.parameters if p.root == other) == shapes:
+            return  # a copy of a trained model: a teacher or target network
+    yield _finding(run, unheld, separate=root)
+
+
+def _finding(
+    run: Recording,
+    unheld: Sequence[Parameter],
+    *,
+    intended: bool = False,
+    orphans: Sequence[Parameter] = (),
+    container: str = "",
+    separate: RootModule | None = None,
+) -> Finding:
+    roots = {r.id: r.class_name for r in run.roots}
+    first_root = unheld[0].root
+    model = roots.get(first_root, "the model") if first_root is not None else "the model"
+    held = _held(run.optimizers)
+    candidates = [p for p in run.parameters if p.requires_grad]
+    groups = by_module(unheld, candidates)
+    total = _weights(run, unheld)
+    optimizer = _nearest(run, unheld)
+    norms = dict(zip(run.outsiders.parameters, run.outsiders.gradient_norm, strict=False)) if run.outsiders else {}
+    largest = max(unheld, key=lambda p: norms.get(p.id) or 0.0)
+    proof = (
+        f"A gradient arrives ({largest.name}: norm {number(norms.get(largest.id))}) and they did not change in "
+        f"{plural(optimizer.steps, 'step')} of {name_optimizer(optimizer)}."
+    )
+    text = lines_of(groups, total)
+    evidence = {
+        "parameters": [p.name for p in unheld[:50]],
+        "tensors": len(unheld),
+        "weights": sum(p.numel for p in unheld),
+        "trainable_weights": total,
+        "held_tensors": len(held),
+        "largest_gradient_norm": norms.get(largest.id),
+        "steps": optimizer.steps,
+        "optimizer": optimizer.class_name,
+    }
+    fix = _give(run, "them" if separate is None else f"{model}'s parameters")
+    fix += " If they are meant to stay fixed, say so with requires_grad_(False)."
+    severity: Severity | None = None
+    if container:
+        message = f"{model} in the plain list {container} is not registered, so no optimizer holds it: {text}. {proof}"
+        fix = "Keep the layers in torch.nn.ModuleList (or ModuleDict), so that parameters() finds them."
+    elif separate is not None:
+        severity = Severity.WARNING
+        message = f"No optimizer holds any parameter of {model}, a module of its own: {text}. {proof}"
+    elif intended:
+        severity = Severity.WARNING
+        message = (
+            f"No optimizer holds these trainable parameters of {model}: {text}. {proof} They were loaded from a "
+            "checkpoint and whole modules are left out, so this may be meant as freezing."
+        )
+        fix = (
+            "If they are meant to stay fixed, say so with requires_grad_(False) (saves their gradients); else "
+            + _give(run, "them")
+        )
+    else:
+        message = f"No optimizer holds these trainable parameters of {model}: {text}. {proof}"
+        lost = [p for p in orphans if not p.gradient_seen]
+        if lost:
+            message += (
+                f" It also holds {plural(len(lost), 'tensor')} that belong to no module and get no gradient (shape "
+                f"{lost[0].shape}): it was built before these were replaced."
+            )
+            evidence["orphans"] = len(lost)
+    return Finding(
+        message,
+        at=ParameterName(groups[0].pattern),
+        evidence=evidence,
+        fix=fix,
+        severity=severity,
+        about=groups[0].pattern,
+    )
+
+
+def _weights(run: Recording, parameters: Sequence[Parameter]) -> int:
+    return trainable_weights(run, {p.root for p in parameters})
+
+
+def _nearest(run: Recording, unheld: Sequence[Parameter]) -> Optimizer:
+    """The optimizer that holds other parameters of the same root; else the one with the most steps."""
+    root = unheld[0].root
+    siblings = {p.id for p in run.parameters if p.root == root}
+    stepping = [o for o in run.optimizers if o.steps]
+    for o in stepping:
+        if any(i in siblings for g in o.groups for i in g.parameters):
+            return o
+    return max(stepping, key=lambda o: o.steps)
+
+
+def _give(run: Recording, what: str) -> str:
+    if uses(run, "lightning"):
+        return f"Give {what} to the optimizer that configure_optimizers returns (self.parameters() covers the module)."
+    if uses(run, "transformers"):
+        return (
+            f"Give {what} to the Trainer's optimizer: it optimizes model.named_parameters(), so put them on the model."
+        )
+    return (
+        f"Give {what} to an optimizer: build it from all parameters, or optimizer.add_param_group({{'params': ...}})."
+    )

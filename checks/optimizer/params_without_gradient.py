@@ -1,0 +1,193 @@
+"""TL204: parameters that the optimizer holds and no gradient reaches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from trainlint.contract import Finding, NotObserved, ParameterName, Recording, Severity, check
+from trainlint.recording.describe import (
+    TensorGroup,
+    by_module,
+    lines_of,
+    name_optimizer,
+    percent,
+    plural,
+    trainable_weights,
+)
+from trainlint.recording.intervals import Timeline
+from trainlint.recording.schema import Optimizer, Parameter
+
+#: Steps that are needed before "never" means anything: late heads and alternating branches get their gradient later.
+_STEPS = 2
+#: Loaded parts below this share of the trainable weights that stay unused (a pooler) are worth knowing, no more.
+_SMALL = 0.01
+#: Names of containers whose members are alternatives of each other, used only to say less.
+_ALTERNATIVES = re.compile(
+    r"expert|head|branch|adapter|task|codebook|route|moe|aux|domain|modalit|lora_", re.IGNORECASE
+)
+
+
+@check("TL204", Recording, severity="warning", catalog="O2a O3")
+def params_without_gradient(run: Recording) -> Iterator[Finding]:
+    """Parameters that the optimizer holds and no gradient reaches.
+
+    ## What goes wrong
+    The parameter is trainable and the optimizer holds it, but backward never fills its `.grad`, so every step skips
+    it: it keeps its initial value, without even weight decay. Usually the forward pass does not use the module (a
+    flag chose another branch, a decoder for another output space, a layer left out of the loop), or its output is
+    detached, computed under `no_grad`, or passes through an operation without a derivative (`argmax`, `.item()`, a
+    conversion to NumPy) before it reaches the loss.
+
+    ## How it is detected
+    At every optimizer step the gradient of each held parameter is measured as the step used it. A parameter is
+    reported when it had no gradient at all (`None`, not zero) in any of at least two steps, in which other
+    parameters of the same optimizer had one. Parameters are grouped by module, with their share of the trainable
+    weights.
+
+    A gradient that is exactly zero is no finding: LoRA's first matrix, zero-initialised residual branches and heads
+    have one at the first steps, rightly. Conditional computation is told apart by its siblings: when a parallel
+    module with the same tensors gets a gradient in some steps and not in others, or when members of an alternative
+    set (experts, heads, adapters, the entries of a `ModuleDict`) do get gradients, the idle ones are taken for not
+    chosen.
+
+    ## What to do
+    Find where the module's output leaves the graph: `loss.grad_fn` and `output.requires_grad` right after the module
+    tell. Remove the `detach`/`no_grad`, or feed its output into the loss. If the module is not meant to be used with
+    this configuration, do not build it, or freeze it with `requires_grad_(False)`: under DistributedDataParallel
+    unused parameters raise or stall unless `find_unused_parameters=True`.
+
+    ## When it may be wrong
+    A branch that trains only later or rarely (an auxiliary loss from step 1,000 on, a head for a task that did not
+    come up in the watched batches) looks like this from the first steps. Unused parts that came from a checkpoint
+    and make up less than 1% of the trainable weights (the pooler of an encoder) are given as information only.
+
+    ## References
+    torch.Tensor.grad; torch.nn.parallel.DistributedDataParallel (find_unused_parameters).
+    """
+    timeline = Timeline(run)
+    measured = {o.id: len(timeline.measurements.get(o.id, {})) for o in run.optimizers}
+    if not measured or max(measured.values()) < _STEPS:
+        raise NotObserved(f"fewer than {_STEPS} optimizer steps were measured; raise --steps or --timeout")
+    parameters = {p.id: p for p in run.parameters}
+    partly = _sometimes(timeline)
+    for optimizer in run.optimizers:
+        if measured[optimizer.id] < _STEPS:
+            continue
+        silent, live = _split(optimizer, timeline, parameters)
+        if not silent or not live:
+            continue  # no gradient anywhere: the loop is at fault, not a module
+        candidates = [p for p in run.parameters if p.id in {q.id for q in (*silent, *live)}]
+        groups = [g for g in by_module(silent, candidates) if not _conditional(g, live, partly, run)]
+        if groups:
+            yield _finding(run, optimizer, groups, live, measured[optimizer.id])
+
+
+def _split(
+    optimizer: Optimizer, timeline: Timeline, parameters: dict[int, Parameter]
+) -> tuple[list[Parameter], list[Parameter]]:
+    """Held trainable parameters that never had a gradient at a step, and those that had one."""
+    seen: dict[int, bool] = {}
+    for m in timeline.measurements[optimizer.id].values():
+        for i, norm in zip(m.parameters, m.gradient_norm, strict=False):
+            seen[i] = seen.get(i, False) or norm is not None
+    silent, live = [], []
+    for i, had in seen.items():
+        p = parameters.get(i)
+        if p is None or p.root is None or p.numel == 0:
+            continue
+        if had or p.gradient_seen:
+            live.append(p)
+        elif p.requires_grad and p.requires_grad_later is None:
+            silent.append(p)
+    return silent, live
+
+
+def _sometimes(timeline: Timeline) -> set[int]:
+    """Parameters with a gradient in some steps and none in others: conditional computation, seen at work."""
+    with_one: set[int] = set()
+    without: set[int] = set()
+    for steps in timeline.measurements.values():
+        for m in steps.values():
+            if not any(norm is not None for norm in m.gradient_norm):
+                continue  # a step without any gradient says nothing about one module
+            for i, norm in zip(m.parameters, m.gradient_norm, strict=False):
+                (without if norm is None else with_one).add(i)
+    return with_one & without
+
+
+def _conditional(group: TensorGroup, live: Sequence[Parameter], partly: set[int], run: Recording) -> bool:
+    """Whether a parallel module of the same make was chosen instead of this one."""
+    root = group.parameters[0].root
+    path = group.pattern.removesuffix(".*")
+    parts = path.split(".")
+    classes = {s.name: s.class_name for r in run.roots if r.id == root for s in r.submodules}
+    alive = {p.name: p for p in live if p.root == root}
+    # Every module on the path may be the alternative: experts.5, or experts.5.fc1.weight when only that was named.
+    for depth in range(len(parts), 0, -1):
+        module, parent = ".".join(parts[:depth]), ".".join(parts[: depth - 1])
+        own = {p.name[len(module) + 1 :]: p.shape for p in group.parameters if p.name.startswith(module + ".")}
+        if not own:
+            own = {"": group.parameters[0].shape}
+        siblings = _siblings(parent, parts[depth - 1], own, alive)
+        if not siblings:
+            continue
+        if any(p.id in partly for p in siblings):
+            return True
+        if classes.get(parent) in ("ModuleDict", "ParameterDict"):
+            return True
+        if _ALTERNATIVES.search(".".join(parts[max(depth - 2, 0) : depth])):
+            return True
+    return False
+
+
+def _siblings(
+    parent: str, own_name: str, own: dict[str, tuple[int, ...]], alive: dict[str, Parameter]
+) -> list[Parameter]:
+    """Live parameters of modules beside this one that have the same tensor names (and as many dimensions)."""
+    prefix = parent + "." if parent else ""
+    found: dict[str, dict[str, Parameter]] = {}
+    for name, p in alive.items():
+        if not name.startswith(prefix):
+            continue
+        head, _, tail = name[len(prefix) :].partition(".")
+        if head != own_name and tail in own and len(own[tail]) == len(p.shape):
+            found.setdefault(head, {})[tail] = p
+    return [p for tensors in found.values() if len(tensors) == len(own) for p in tensors.values()]
+
+
+def _finding(
+    run: Recording, optimizer: Optimizer, groups: Sequence[TensorGroup], live: Sequence[Parameter], steps: int
+) -> Finding:
+    tensors = [p for g in groups for p in g.parameters]
+    total = trainable_weights(run, {p.root for p in tensors})
+    weights = sum(p.numel for p in tensors)
+    small = weights < _SMALL * total and all(p.origin != "fresh" for p in tensors)
+    others = len(live)
+    subject = "It is" if len(tensors) == 1 else "They are"
+    return Finding(
+        f"No gradient reached these parameters in {plural(steps, 'step')} of {name_optimizer(optimizer)}: "
+        f"{lines_of(groups, total)}. {subject} trainable and in the optimizer; "
+        f"{plural(others, 'other tensor')} did get "
+        "gradients in the same steps. Every step skips them, so they stay at their initial values.",
+        at=ParameterName(groups[0].pattern),
+        evidence={
+            "parameters": [p.name for p in tensors[:50]],
+            "tensors": len(tensors),
+            "weights": weights,
+            "share_of_trainable": round(weights / total, 4) if total else None,
+            "groups": {g.pattern: len(g.parameters) for g in groups[:20]},
+            "with_gradient": others,
+            "steps": steps,
+        },
+        fix=f"Feed the output of {_named(groups)} into the loss without detach or no_grad. If this configuration does "
+        f"not use it, do not build it or set requires_grad_(False) on it ({percent(weights, total)} of the trainable "
+        "weights).",
+        severity=Severity.INFO if small else None,
+        about=groups[0].pattern,
+    )
+
+
+def _named(groups: Sequence[TensorGroup]) -> str:
+    names = [g.pattern.removesuffix(".*") for g in groups[:3]]
+    return ", ".join(names) + (", ..." if len(groups) > 3 else "")
