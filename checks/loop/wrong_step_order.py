@@ -122,8 +122,10 @@ def _no_step(run: Recording, timeline: Timeline, backwards: Sequence[Backward]) 
         f"{name_optimizer(optimizer)}."
     )
     if clearings:
-        message += f" Gradients were cleared {plural(len(clearings), 'time')} "
-            f"({_line(clearings[0].at)}) without having been used."
+        message += (
+            f" Gradients were cleared {plural(len(clearings), 'time')} ({_line(clearings[0].at)}) without having "
+            "been used."
+        )
     sure = bool(by_optimizer) or run.ending.how == "exit"
     if not sure:
         message += " If gradients are accumulated over more micro-batches than that, raise the watch with --timeout."
