@@ -22,6 +22,9 @@ _KEYED = {
     "loader": "loaders",
 }
 
+#: What a framework says of a scheduler.
+_FROM_FRAMEWORK = ("interval", "frequency", "monitor", "steps_per_call")
+
 
 @dataclass
 class Process:
@@ -143,7 +146,7 @@ def assemble_process(process: Process) -> dict[str, Any]:
     for number, settings in scheduler_settings.items():
         scheduler = keyed["scheduler"].get(number)
         if scheduler is not None:
-            scheduler.update({k: settings[k] for k in ("interval", "frequency") if settings.get(k) is not None})
+            scheduler.update({k: settings[k] for k in _FROM_FRAMEWORK if settings.get(k) is not None})
     data: dict[str, Any] = {name: [keyed[tag][i] for i in sorted(keyed[tag])] for tag, name in _KEYED.items()}
     _mark_training_loaders(data["loaders"], events)
     if "accumulation" not in plan:

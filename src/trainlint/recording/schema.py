@@ -302,6 +302,10 @@ class Scheduler:
     #: The framework steps it: ``step``, ``epoch`` or ``None`` when the program does.
     interval: str | None = None
     frequency: int | None = None
+    #: Metric that a framework hands to it.
+    monitor: str | None = None
+    #: A wrapper steps it this many times per call (accelerate: once per process).
+    steps_per_call: int | None = None
     #: Needs a metric (ReduceLROnPlateau).
     metric: bool = False
     calls: int = 0
