@@ -14,6 +14,7 @@ from typing import Any
 
 import trainlint.recorder
 from trainlint.launch.journal import RestoreResult, RunFolder
+from trainlint.recorder import trackers
 from trainlint.recorder.settings import Settings
 
 BOOTSTRAP = Path(trainlint.recorder.__file__).parent / "bootstrap"
@@ -39,14 +40,14 @@ def snapshot(root: Path, *, inodes: bool = True, directory_times: bool = True) -
 
 def environment(run: RunFolder) -> dict[str, str]:
     settings = Settings(
-        run_dir=str(run.path), run_id=run.run_id, supervisor=os.getpid(), started_ns=run.started_ns, started=run.started_ns / 1e9
+        run_dir=str(run.path), run_id=run.run_id, supervisor=os.getpid(), started_ns=run.started_ns,
+        started=run.started_ns / 1e9,
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINLINT_")}
     env.update(settings.to_environment())
     env["PYTHONPATH"] = str(BOOTSTRAP)
-    env["TMPDIR"] = str(run.scratch)
+    env.update(trackers.environment(str(run.path), env))
     env["OMP_NUM_THREADS"] = "1"
-    env["PATH"] = f"{run.shims}{os.pathsep}{env['PATH']}"
     return env
 
 

@@ -25,6 +25,9 @@ from typing import Any
 
 from .undo import Undoing
 
+#: Longest path of a temporary folder below which ``pymp-xxxxxxxx/listener-xxxxxxxx`` still fits in a socket's address.
+_SHORT_BYTES = 60
+
 _COMMANDS_HOME = Path(__file__).resolve().parent.parent / "recorder"
 
 
@@ -107,6 +110,7 @@ class RunFolder:
         _sync_folder(self.path)
         _sync_folder(self.path.parent)
         self._write_stand_ins()
+        self._shorten_temporary()
 
     @property
     def scratch(self) -> Path:
@@ -116,6 +120,32 @@ class RunFolder:
     def shims(self) -> Path:
         """Put this folder first on the program's ``PATH``: commands that delete or upload pass through it."""
         return self.path / "shims"
+
+    @property
+    def temporary(self) -> Path:
+        """The program's temporary folder: :attr:`scratch`, by a short name where its own is long."""
+        try:
+            return Path((self.path / "tmpdir").read_text(encoding="utf-8"))
+        except OSError:
+            return self.scratch
+
+    def _shorten_temporary(self) -> None:
+        """Sockets are made in the temporary folder (DataLoader workers), and their paths may have 107 bytes only."""
+        if len(os.fsencode(self.scratch)) <= _SHORT_BYTES:
+            return
+        short = f"{tempfile.gettempdir()}/tl-{secrets.token_hex(4)}"
+        if len(short) > _SHORT_BYTES:
+            return
+        line = json.dumps({"op": "create", "path": os.path.realpath(short), "kind": "f", "own": 1}) + "\n"
+        try:
+            with open(self.path / "journal.jsonl", "ab") as journal:
+                journal.write(line.encode())
+                journal.flush()
+                os.fsync(journal.fileno())
+            os.symlink(self.scratch, short)
+            (self.path / "tmpdir").write_text(short, encoding="utf-8")
+        except (OSError, UnicodeError):
+            pass
 
     def _write_stand_ins(self) -> None:
         names = _stand_in_names()

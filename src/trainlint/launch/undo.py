@@ -125,6 +125,9 @@ class Undoing:
         if path.startswith(self.run_dir + "/"):
             return  # goes with the folder
         self._unsynced_removals = True
+        if record.get("own") and stat.S_ISLNK(st.st_mode):
+            os.unlink(path)
+            return
         self._remove(path, st)
 
     def _keep(self, record: Record) -> None:
