@@ -201,7 +201,7 @@ def test_several_groups_are_told_apart_without_colour() -> None:
     )
     assert lines[0].endswith("B")
     assert any(line.endswith("A") for line in lines[1:8])
-    assert any("A ─  backbone, projected: constant at 1e-05" in line for line in lines)
+    assert any("A ─  backbone, projected: constant at 1e-5" in line for line in lines)
     assert any("B ─  head, projected: constant at 0.001" in line for line in lines)
 
 

@@ -59,28 +59,36 @@ def _root(
     pass
 
 
-@app.command(epilog="Exit status: 0 nothing at or above --fail-on, 1 findings, 2 the job could not be done.")
+@app.command(
+    help="Check a training run before launch.\n\n"
+    "Starts the program as it is, watches its first optimizer steps, ends it, undoes what it did to files, and holds "
+    "what it saw against the catalog of checks.\n\n"
+    "trainlint check conf/config.yaml\n\n"
+    "trainlint check -- python train.py --lr 3e-4\n\n"
+    "trainlint check config.yaml optimizer.lr=1e-4 -- torchrun train.py --config {config}",
+    epilog="Exit status: 0 nothing at or above --fail-on, 1 findings, 2 the job could not be done.",
+)
 def check(
     context: typer.Context,
     target: Annotated[
         Optional[list[str]],
         typer.Argument(
-            metavar="[CONFIG] [KEY=VALUE …] [-- COMMAND …]",
+            metavar="CONFIG KEY=VALUE … -- COMMAND …",
             help="The config file, settings that override it, and behind -- the command that starts training "
-            "({config} in it becomes the config). Without a command it is found from the project.",
+            "({config} in it becomes the config); each may be left out. Without a command it is found from the project.",
             show_default=False,
         ),
     ] = None,
     steps: Annotated[
         Optional[int],
-        typer.Option(min=1, help="Optimizer steps to watch.  [default: 3]", rich_help_panel=_WATCHING),
+        typer.Option(min=1, help="Optimizer steps to watch. (default 3)", rich_help_panel=_WATCHING),
     ] = None,
     timeout: Annotated[
         Optional[float],
         typer.Option(
             metavar="SECONDS",
             min=0.1,
-            help="Longest wait for the first optimizer step, and again from there to the last.  [default: 600]",
+            help="Longest wait for the first optimizer step, and again from there to the last. (default 600)",
             rich_help_panel=_WATCHING,
         ),
     ] = None,
@@ -114,7 +122,9 @@ def check(
     ] = None,
     static: Annotated[
         bool,
-        typer.Option("--static", help="Judge config and source only; never start the program.", rich_help_panel=_JUDGING),
+        typer.Option(
+            "--static", help="Judge config and source only; never start the program.", rich_help_panel=_JUDGING
+        ),
     ] = False,
     select: Annotated[
         Optional[list[str]],
@@ -136,7 +146,7 @@ def check(
         Optional[str],
         typer.Option(
             metavar="error|warning|info",
-            help="Exit with 1 from this severity on.  [default: error]",
+            help="Exit with 1 from this severity on. (default error)",
             rich_help_panel=_JUDGING,
         ),
     ] = None,
@@ -166,11 +176,7 @@ def check(
     baseline: Annotated[Optional[Path], typer.Option(hidden=True)] = None,
     update_baseline: Annotated[bool, typer.Option("--update-baseline", hidden=True)] = False,
 ) -> None:
-    """Check a training run before launch.
-
-    Starts the program as it is, watches its first optimizer steps, ends it, undoes what it did to files, and holds what
-    it saw against the catalog of checks.
-    """
+    """Check a training run before launch."""
     for given, name in ((deep, "--deep"), (baseline, "--baseline"), (update_baseline, "--update-baseline")):
         if given:
             raise not_available(name)

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from trainlint.report.model import Curve
-from trainlint.report.terminal import Pen, hanging, wrap
+from trainlint.report.terminal import Pen, hanging, short_number, wrap
 
 ROWS = 7
 MAX_COLUMNS = 110
@@ -24,10 +24,8 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 def rate_text(rate: float) -> str:
-    """A learning rate as people write it: ``3e-05``, ``0.001``, ``0``."""
-    if rate == 0:
-        return "0"
-    return f"{rate:.3g}"
+    """A learning rate as people write it: ``3e-5``, ``0.001``, ``0``."""
+    return short_number(rate, 3)
 
 
 class CurvePlot:

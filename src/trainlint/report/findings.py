@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -12,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from trainlint.report.model import Location, ReportFinding
-from trainlint.report.terminal import SEVERITY_STYLE, Pen, hanging, packed, shorten_path, wrap
+from trainlint.report.terminal import SEVERITY_STYLE, Pen, hanging, packed, short_number, shorten_path, wrap
 
 #: From this many findings of one check on, each is told in its message only and the fix is given once.
 GATHER_FROM = 4
@@ -223,7 +222,7 @@ def _value(value: Any, depth: int = 0) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return number(value)
+        return short_number(value, 4)
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, Mapping):
@@ -241,12 +240,3 @@ def _few(items: list[str], most: int) -> str:
     if len(items) <= most:
         return ", ".join(items)
     return ", ".join(items[: most - 1]) + f", … ({len(items)})"
-
-
-def number(value: float) -> str:
-    """Four significant digits; what is a whole number reads as one."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.4g}"

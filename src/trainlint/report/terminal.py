@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -142,6 +143,16 @@ class Pen:
         while out and not out[-1]:
             out.pop()
         return out
+
+
+def short_number(value: float, digits: int) -> str:
+    """``3e-5``, ``0.0981``, ``12000``: so many significant digits, no padding in the exponent."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    mantissa, mark, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if mark else mantissa
 
 
 def wrap(text: Text, console: Console, width: int) -> list[Text]:

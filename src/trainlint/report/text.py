@@ -93,7 +93,7 @@ class TroubleView:
         pen = self.pen
         width = min(options.max_width, 110)
         for trouble in self.report.troubles:
-            first, *rest = pen.paragraphs(trouble) or [""]
+            first, *rest = pen.block(trouble).strip().split("\n")
             rows = wrap(Text(first, style="bold red"), console, width - 2)
             rows += [row for p in rest for row in wrap(Text(p), console, width - 2)]
             yield from hanging(Text(pen.glyphs.error, style="bold red"), rows, indent=0, label_width=2)

@@ -1,0 +1,145 @@
+"""Finds the program and watches it, for ``trainlint check``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from trainlint.cli import output
+from trainlint.cli.failure import Failure
+from trainlint.launch.journal import RestoreResult, RunFolder, recover_abandoned
+from trainlint.launch.model import Launch, LaunchError, NoLaunch, WatchOptions
+from trainlint.launch.pyproject import ToolTable
+from trainlint.launch.routes import find_launch
+from trainlint.launch.secrets import secret_values, secrets_in_arguments, secrets_in_environment
+from trainlint.recording.schema import Recording
+from trainlint.report.progress import Progress
+
+if TYPE_CHECKING:
+    from trainlint.cli.run import CheckOptions, Evidence
+
+
+def watched(evidence: Evidence, options: CheckOptions, table: ToolTable) -> Evidence:
+    """``evidence`` with the recording of a watched run, or with the reason why there is none."""
+    progress = Progress(output.stderr(), verbose=options.verbose, quiet=options.quiet)
+    for result in recover_abandoned():
+        _tell_recovered(result, progress)
+    try:
+        found = find_launch(
+            options.target.config,
+            options.target.overrides,
+            options.target.command or (),
+            entry=options.entry,
+            table=table,
+            python=options.python,
+        )
+    except LaunchError as error:
+        evidence.troubles = (*evidence.troubles, str(error))
+        evidence.no_run = "the program could not be started"
+        return evidence
+    if isinstance(found, NoLaunch):
+        if options.target.config is None:
+            raise Failure(
+                "There is nothing to check: neither a config nor a command was given.",
+                "trainlint check CONFIG, or trainlint check -- python train.py …",
+            )
+        evidence.no_run = f"the program was not started: {found.reason}"
+        evidence.notes = (f"To watch the run as well, add to this command: {found.add}",)
+        return evidence
+    if found.needs_confirmation and not options.yes and not _agreed(found, progress):
+        evidence.no_run = f"the program was not started: `{found.shown}` was found, and nobody said that it may run"
+        evidence.notes = (f"--yes runs it without asking: {found.shown} (found because: {found.why})",)
+        return evidence
+    return _watch(evidence, found, options, table, progress)
+
+
+def _agreed(launch: Launch, progress: Progress) -> bool:
+    """Show the command that was found and ask; without a terminal, or without an answer, it is a no."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    progress.warn(f"this command seems to train with that config ({launch.why}):\n  {launch.shown}\n  in {launch.cwd}")
+    print("Run it and watch its first steps? [Y/n] ", end="", file=sys.stderr, flush=True)
+    try:
+        answer = input().strip().lower()
+    except EOFError:
+        return False
+    return answer in ("", "y", "yes")
+
+
+def _tell_recovered(result: RestoreResult, progress: Progress) -> None:
+    """An earlier run's supervisor died; what that run did to files was undone just now."""
+    if result.restored or result.removed_files:
+        progress.warn(
+            f"an earlier check ({result.run_id}) did not end properly; put back {result.restored} and removed "
+            f"{result.removed_files} files of it."
+        )
+    for problem in result.problems:
+        progress.warn(problem)
+
+
+# ------------------------------------------------------------------------------------------------ the watch
+
+
+def _watch(evidence: Evidence, launch: Launch, options: CheckOptions, table: ToolTable, progress: Progress) -> Evidence:
+    from trainlint.launch.supervisor import watch
+    from trainlint.recording.assemble import assemble
+
+    wanted = _watch_options(evidence, launch, options, table)
+    try:
+        folder = RunFolder()
+    except OSError as error:
+        raise Failure(
+            f"trainlint has no place for its own files: {error}.", "Name one with the variable TRAINLINT_STATE_DIR."
+        ) from None
+    recording = Recording()
+    try:
+        with progress:
+            seen = watch(launch, wanted, progress, folder)
+        recording = assemble(folder.path)
+        recording = dataclasses.replace(
+            recording,
+            ending=seen.ending,
+            program=dataclasses.replace(recording.program, command=tuple(seen.command), cwd=str(seen.cwd)),
+        )
+    except LaunchError as error:
+        evidence.troubles = (*evidence.troubles, str(error))
+        evidence.no_run = "the program could not be started"
+        return evidence
+    finally:
+        restored = folder.close()
+    evidence.recording = dataclasses.replace(recording, created_files=restored.removed_files)
+    evidence.hint = seen.hint
+    evidence.route = launch.why
+    evidence.notes = (*launch.notes, *seen.notes)
+    evidence.troubles = (*evidence.troubles, *restored.problems)
+    if options.save_recording is not None:
+        _save(evidence.recording, options)
+    return evidence
+
+
+def _watch_options(evidence: Evidence, launch: Launch, options: CheckOptions, table: ToolTable) -> WatchOptions:
+    secrets = secrets_in_arguments(launch.command) | secrets_in_environment(os.environ)
+    if evidence.config is not None:
+        secrets |= secret_values(evidence.config.data)
+    wanted = WatchOptions(
+        steps=options.steps or table.steps or WatchOptions.steps,
+        device=options.device,
+        python=options.python,
+        secrets=tuple(sorted(secrets, key=len, reverse=True)),
+    )
+    timeout = options.timeout_s or table.timeout
+    return dataclasses.replace(wanted, timeout_s=timeout) if timeout else wanted
+
+
+def _save(recording: Recording, options: CheckOptions) -> None:
+    from trainlint.recording import codec
+
+    assert options.save_recording is not None
+    try:
+        codec.save(recording, options.save_recording)
+    except OSError as error:
+        raise Failure(
+            f"{options.save_recording} cannot be written: {error.strerror or error}.", "Name another file."
+        ) from None
