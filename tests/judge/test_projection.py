@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.judge.timelines import cosine, curve, loop, scheduler, warm_cosine
+from timelines import cosine, curve, loop, scheduler, warm_cosine
 from trainlint.recording.projection import active_schedulers, planned_steps, projection
 from trainlint.recording.schema import (
     CurvePoint,

@@ -1,0 +1,208 @@
+"""The card's lines on the learning rate over the run: schedule, length, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trainlint.judge.configured import Configured, close
+from trainlint.recording.describe import number, plural
+from trainlint.recording.projection import Projected, active_schedulers, planned_steps
+from trainlint.recording.schema import Recording, SourceLine
+from trainlint.report.model import CardLine, Curve
+
+Section = tuple[list[CardLine], Any]
+At = Callable[[SourceLine | None], str]
+Curves = dict[tuple[int, int], Projected]
+
+_NO_SCHEDULE = frozenset(("constant", "none", "no", "off", "fixed", "null", "disabled", "false"))
+
+
+def rate_words(seen: Projected) -> str:
+    """``3e-5, constant``; ``0 to 3e-4 at the start``; ``3e-4 at the peak``."""
+    rates = [rate for _, rate in seen.observed]
+    if not rates:
+        return number(seen.points[0][1]) if seen.points else ""
+    if len({r for _, r in seen.points}) == 1:
+        return f"{number(rates[0])}, constant"
+    if seen.peak_rate is not None:
+        return f"{number(seen.peak_rate)} at the peak, {number(rates[0])} at the first step"
+    if len(set(rates)) == 1:
+        return f"{number(rates[0])} in the watched steps"
+    return f"{number(rates[0])} to {number(rates[-1])} in the watched steps"
+
+
+def schedule(recording: Recording, wanted: Configured, curves: Curves, at: At) -> Section:
+    """What sets the rate, how often, and where that leads."""
+    lines: list[CardLine] = []
+    data = []
+    configured = wanted.text("schedule")
+    for optimizer in recording.optimizers:
+        seen = next((p for (o, _), p in sorted(curves.items()) if o == optimizer.id), None)
+        if seen is None:
+            continue
+        schedulers = active_schedulers(recording, optimizer.id)
+        label = "schedule" if len(recording.optimizers) == 1 else f"schedule, {optimizer.class_name}"
+        if not schedulers:
+            by_hand = not seen.points
+            text = "set by hand, no scheduler" if by_hand else "none: the rate is constant"
+            agrees = None if by_hand or not configured else configured.strip().lower() in _NO_SCHEDULE
+            if agrees is False and recording.source is None:
+                agrees = None  # Without the source, a rate set by hand later is not excluded.
+            lines.append(CardLine(label, text, configured, agrees, wanted.place("schedule") if agrees is False else ""))
+        for scheduler in schedulers:
+            parts = f" of {', '.join(scheduler.children)}" if scheduler.children else ""
+            where = f", {at(scheduler.at)}" if scheduler.at is not None else ""
+            cadence = seen.cadence.text if scheduler.id == seen.scheduler else ""
+            text = f"{scheduler.class_name}{parts}{where}{f'; {cadence}' if cadence else ''}"
+            lines.append(CardLine(label, text, configured, _same_schedule(scheduler.class_name, wanted), seen.reason))
+        if schedulers and seen.points:
+            lines += _course(seen, wanted)
+        elif not schedulers and seen.points:
+            lines += [
+                CardLine("warm-up", "none", text, False if _positive(wanted, *meanings) else None)
+                for meanings in (("warmup_steps", "warmup_ratio", "warmup_epochs"),)
+                if (text := wanted.text(*meanings))
+            ]
+        data.append(_data(recording, optimizer.id, curves))
+    return lines, data
+
+
+def _course(seen: Projected, wanted: Configured) -> list[CardLine]:
+    """Warm-up and the rate at the end, read off the curve."""
+    lines = []
+    meanings = ("warmup_steps", "warmup_ratio", "warmup_epochs")
+    asked = wanted.text(*meanings)
+    if seen.warmup_steps is not None and (seen.warmup_steps or asked):
+        text = plural(seen.warmup_steps, "optimizer step") if seen.warmup_steps else "none"
+        lines.append(CardLine("warm-up", text, asked, _same_warmup(seen, wanted)))
+    end = None
+    if seen.end_rate is not None:
+        where = (
+            "the end of the schedule" if seen.horizon_source == "schedule" else f"step {seen.horizon_steps:,}, the last"
+        )
+        end = f"{number(seen.end_rate)} at {where}"
+    early = seen.reaches_end_at_step
+    if early is not None and seen.horizon_steps is not None and early < 0.95 * seen.horizon_steps:
+        end = f"{end or 'not known at the end'}; the schedule has run its course at step {early:,}"
+    if end is not None:
+        asked_min = wanted.text("min_lr", "min_lr_ratio")
+        lines.append(CardLine("final rate", end, asked_min, _same_minimum(seen, wanted)))
+    return lines
+
+
+def _positive(wanted: Configured, *meanings: str) -> bool:
+    return any((wanted.number(m) or 0) > 0 for m in meanings)
+
+
+def _same_schedule(class_name: str, wanted: Configured) -> bool | None:
+    key = wanted.key("schedule")
+    if key is None:
+        return None
+    asked = str(key.value).rpartition(".")[2].lower()
+    seen = class_name.lower()
+    # A name can only confirm: transformers builds every schedule from LambdaLR.
+    words = ("cosine", "linear", "step", "exponential", "polynomial", "onecycle")
+    return True if asked == seen or (asked in words and asked in seen) else None
+
+
+def _same_warmup(seen: Projected, wanted: Configured) -> bool | None:
+    steps = wanted.number("warmup_steps")
+    if steps is None:
+        ratio = wanted.number("warmup_ratio")
+        if ratio is None or seen.horizon_steps is None or seen.horizon_source == "schedule":
+            return None
+        steps = ratio * seen.horizon_steps
+    if seen.warmup_steps is None:
+        return None
+    # Schedules differ in whether the first step has rate 0 or the first fraction, and whether they count from 0 or 1.
+    return abs(seen.warmup_steps - steps) <= max(2.0, 0.02 * steps)
+
+
+def _same_minimum(seen: Projected, wanted: Configured) -> bool | None:
+    asked = wanted.number("min_lr")
+    ratio = wanted.number("min_lr_ratio")
+    if asked is None and ratio is not None and seen.peak_rate is not None:
+        asked = ratio * seen.peak_rate
+    if asked is None or seen.end_rate is None or not seen.peak_rate:
+        return None
+    # The last step lies just before the end of the curve. Anything else may be meant: a decay that goes on later.
+    return True if close(asked, seen.end_rate, 0.05) or abs(asked - seen.end_rate) <= 0.01 * seen.peak_rate else None
+
+
+def _data(recording: Recording, optimizer: int, curves: Curves) -> dict[str, Any]:
+    schedulers = active_schedulers(recording, optimizer)
+    groups = [p for (o, _), p in sorted(curves.items()) if o == optimizer]
+    first = groups[0]
+    return {
+        "schedulers": [
+            {"class": s.class_name, "children": list(s.children), "interval": s.interval, "settings": dict(s.settings)}
+            for s in schedulers
+        ],
+        "cadence": {
+            "kind": first.cadence.kind,
+            "calls_per_step": first.cadence.calls_per_step,
+            "observed": first.cadence.observed,
+            "text": first.cadence.text,
+        },
+        "horizon_steps": first.horizon_steps,
+        "horizon_source": first.horizon_source,
+        "reaches_end_at_step": first.reaches_end_at_step,
+        "warmup_steps": first.warmup_steps,
+        "peak_rates": [p.peak_rate for p in groups],
+        "end_rates": [p.end_rate for p in groups],
+        "first_rates": [p.observed[0][1] if p.observed else None for p in groups],
+        "reason": first.reason,
+    }
+
+
+def length(recording: Recording, wanted: Configured, curves: Curves) -> Section:
+    """How long the run is meant to be, and who says so."""
+    planned = planned_steps(recording)
+    plan = recording.plan
+    asked_steps, asked_epochs = wanted.number("max_steps"), wanted.number("epochs")
+    lines = []
+    if planned is not None:
+        own = planned[1].startswith("config")
+        agrees = None if own or asked_steps is None else close(asked_steps, planned[0])
+        note = f"says {planned[1]}" if planned[1] else ""
+        text = plural(planned[0], "optimizer step")
+        lines.append(CardLine("length", text, wanted.text("max_steps"), agrees, note))
+    if plan.epochs is not None:
+        # With a number of steps, trainers let it rule and epochs follow.
+        agrees = None if asked_epochs is None or asked_steps is not None else close(asked_epochs, plan.epochs, 0.01)
+        per = f" of {plural(plan.batches_per_epoch, 'batch')}" if plan.batches_per_epoch else ""
+        lines.append(CardLine("epochs", f"{number(plan.epochs)}{per}", wanted.text("epochs"), agrees))
+    if not lines and (asked_steps is not None or asked_epochs is not None):
+        lines.append(CardLine("length", "not told by the program", wanted.text("max_steps", "epochs")))
+    data = {
+        "optimizer_steps": planned[0] if planned else None,
+        "source": planned[1] if planned else None,
+        "epochs": plan.epochs,
+        "batches_per_epoch": plan.batches_per_epoch,
+    }
+    return lines, data
+
+
+def curves(recording: Recording, projected: Curves) -> tuple[Curve, ...]:
+    """One observed and, where it can be known, one projected curve for the groups that share it."""
+    names = {o.id: o.class_name for o in recording.optimizers}
+    several = len({o for o, _ in projected}) > 1
+    shared: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for place, seen in sorted(projected.items()):
+        shared.setdefault((place[0], seen.points, seen.observed), []).append(place)
+    out: list[Curve] = []
+    for (optimizer, points, observed), places in shared.items():
+        total = sum(1 for o, _ in projected if o == optimizer)
+        if len(places) == total:
+            label = "all groups" if total > 1 else "learning rate"
+        else:
+            label = ("groups " if len(places) > 1 else "group ") + ", ".join(str(g) for _, g in places[:8])
+        if several:
+            label = f"{names.get(optimizer, '')} {optimizer}: {label}"
+        seen = projected[places[0]]
+        if observed:
+            out.append(Curve(label, observed, "observed", "" if points else seen.reason))
+        if points:
+            out.append(Curve(label, points, "projected", seen.source))
+    return tuple(out)
