@@ -75,7 +75,7 @@ def check(
         typer.Argument(
             metavar="CONFIG KEY=VALUE … -- COMMAND …",
             help="The config file, settings that override it, and behind -- the command that starts training "
-            "({config} in it becomes the config); each may be left out. Without a command it is found from the project.",
+            "({config} in it becomes the config); each may be left out. Without a command it is found.",
             show_default=False,
         ),
     ] = None,

@@ -136,7 +136,7 @@ def _try_selection(judging: JudgeOptions) -> None:
         raise Failure(error.message[:1].upper() + error.message[1:], error.hint) from None
 
 
-# ------------------------------------------------------------------------------------------------ what there is to judge
+# ------------------------------------------------------------------------------------------------ the evidence
 
 
 def _evidence(options: CheckOptions, table: ToolTable) -> Evidence:
