@@ -225,6 +225,17 @@ def test_odd_curves_are_drawn_or_left_out(points: tuple[tuple[int, float], ...],
         assert len(line) <= 50
 
 
+def test_a_rate_of_zero_has_no_invented_scale() -> None:
+    lines = plot(Curve("all", ((1, 0.0), (3, 0.0)), "observed"))
+    assert [line.split("┤")[0].strip() for line in lines if "┤" in line] == ["0"]
+
+
+def test_watched_steps_alone_are_not_called_the_planned_run() -> None:
+    report = dataclasses.replace(samples.EMPTY, card=RunCard({}, (Curve("all", ((1, 0.1), (3, 0.1)), "observed"),)))
+    assert "in the watched steps" in shown(report)
+    assert "planned run" not in shown(report)
+
+
 def test_too_many_groups_are_counted() -> None:
     lines = plot(*(Curve(f"group {i}", ((0, 1.0 + i), (9, 1.0)), "projected") for i in range(9)))
     assert "and 3 more, not drawn" in lines[-1]

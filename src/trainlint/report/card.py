@@ -54,7 +54,9 @@ class CardView:
             yield from self._line(console, line, label_width, width)
         if self.card.curves:
             yield Text()
-            yield Text(" learning rate by optimizer step, over the whole planned run", style="bold")
+            whole = any(curve.kind != "observed" for curve in self.card.curves)
+            over = "over the whole planned run" if whole else "in the watched steps"
+            yield Text(f" learning rate by optimizer step, {over}", style="bold")
             yield CurvePlot(self.card.curves, self.pen)
 
     def _sections(self) -> list[str]:

@@ -59,10 +59,11 @@ class CurvePlot:
             return
         low = min(0.0, min(r for _, r in points))
         high = max(r for _, r in points)
-        if high <= low:
-            high = low + 1.0
         last = max(1, max(s for s, _ in points))
         ticks = {0: high, ROWS // 2: (high + low) / 2, ROWS - 1: low}
+        if high <= low:  # all rates are 0, or the same negative number: one level, at the bottom
+            ticks = {ROWS - 1: low}
+            high = low + 1.0
         margin = max(len(rate_text(v)) for v in ticks.values()) + 3
         several = len(self.labels) > 1
         columns = max(16, width - margin - (len(self.labels) if several else 0))
