@@ -198,5 +198,9 @@ def _judged(evidence: Evidence, judging: JudgeOptions, table: ToolTable) -> Repo
         options = dataclasses.replace(options, no_run=evidence.no_run)
     if evidence.no_config:
         options = dataclasses.replace(options, no_config=evidence.no_config)
+    recording = evidence.recording
+    if recording is not None and recording.config is not None:
+        # The file's keys, joined with what the run did with them.
+        return judge(recording, recording.config, recording.source, options)
     config = evidence.config.facts if evidence.config is not None else None
-    return judge(evidence.recording, config, None, options)
+    return judge(recording, config, recording.source if recording is not None else None, options)

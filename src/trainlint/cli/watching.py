@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainlint.cli import output
 from trainlint.cli.failure import Failure
 from trainlint.launch.journal import RestoreResult, RunFolder, recover_abandoned
-from trainlint.launch.model import Launch, LaunchError, NoLaunch, WatchOptions
+from trainlint.launch.model import Launch, LaunchError, NoLaunch, Watched, WatchOptions
 from trainlint.launch.pyproject import ToolTable
 from trainlint.launch.routes import find_launch
-from trainlint.launch.secrets import secret_values, secrets_in_arguments, secrets_in_environment
+from trainlint.launch.secrets import masked_arguments, secret_values, secrets_in_arguments, secrets_in_environment
 from trainlint.recording.schema import Recording
 from trainlint.report.progress import Progress
 
@@ -93,30 +94,54 @@ def _watch(evidence: Evidence, launch: Launch, options: CheckOptions, table: Too
         raise Failure(
             f"trainlint has no place for its own files: {error}.", "Name one with the variable TRAINLINT_STATE_DIR."
         ) from None
-    recording = Recording()
+    evidence.route = launch.why
     try:
         with progress:
-            seen = watch(launch, wanted, progress, folder)
-        recording = assemble(folder.path)
-        recording = dataclasses.replace(
-            recording,
-            ending=seen.ending,
-            program=dataclasses.replace(recording.program, command=tuple(seen.command), cwd=str(seen.cwd)),
-        )
+            seen = watch(launch, wanted, folder, progress)
+            progress.phase("reading what was recorded")
+            recording = _completed(assemble(folder.path), seen, launch, evidence, wanted)
     except LaunchError as error:
         evidence.troubles = (*evidence.troubles, str(error))
         evidence.no_run = "the program could not be started"
         return evidence
     finally:
+        # Whatever happened: what the program did to files is undone, and nothing of the run stays.
         restored = folder.close()
+        for problem in restored.problems:
+            progress.warn(problem)
     evidence.recording = dataclasses.replace(recording, created_files=restored.removed_files)
     evidence.hint = seen.hint
-    evidence.route = launch.why
-    evidence.notes = (*launch.notes, *seen.notes)
+    evidence.notes = (*evidence.notes, *seen.notes)
     evidence.troubles = (*evidence.troubles, *restored.problems)
     if options.save_recording is not None:
-        _save(evidence.recording, options)
+        _save(evidence.recording, options.save_recording)
     return evidence
+
+
+def _completed(
+    recording: Recording, seen: Watched, launch: Launch, evidence: Evidence, wanted: WatchOptions
+) -> Recording:
+    """What only the caller knows, added: the ending, the command, the config's own file, what the source says."""
+    from trainlint.config.combine import combine
+    from trainlint.source.facts import read_source
+
+    program = recording.program
+    program = dataclasses.replace(
+        program,
+        command=masked_arguments(launch.command),
+        cwd=str(launch.cwd),
+        interpreter=program.interpreter or seen.interpreter or "",
+        time_to_first_step_s=seen.first_step_s,
+        steps_wanted=wanted.steps,
+    )
+    config = combine(
+        evidence.config.facts if evidence.config is not None else None,
+        recording.config,
+        command=launch.command,
+        sources=program.sources,
+    )
+    source = read_source(program.sources) if program.sources else recording.source
+    return dataclasses.replace(recording, program=program, ending=seen.ending, config=config, source=source)
 
 
 def _watch_options(evidence: Evidence, launch: Launch, options: CheckOptions, table: ToolTable) -> WatchOptions:
@@ -133,13 +158,10 @@ def _watch_options(evidence: Evidence, launch: Launch, options: CheckOptions, ta
     return dataclasses.replace(wanted, timeout_s=timeout) if timeout else wanted
 
 
-def _save(recording: Recording, options: CheckOptions) -> None:
+def _save(recording: Recording, path: Path) -> None:
     from trainlint.recording import codec
 
-    assert options.save_recording is not None
     try:
-        codec.save(recording, options.save_recording)
+        codec.save(recording, path)
     except OSError as error:
-        raise Failure(
-            f"{options.save_recording} cannot be written: {error.strerror or error}.", "Name another file."
-        ) from None
+        raise Failure(f"{path} cannot be written: {error.strerror or error}.", "Name another file.") from None

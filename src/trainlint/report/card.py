@@ -92,7 +92,7 @@ class CardView:
                 left = blank.copy()
         else:
             observed_width, configured_width = self._columns(label_width, width)
-            observed = wrap(pen.text(line.observed, style), console, observed_width)
+            observed = wrap(pen.text(line.observed, style), console, observed_width - 1)
             configured = wrap(pen.text(line.configured, style), console, configured_width)
             for i in range(max(len(observed), len(configured))):
                 row = left.copy()

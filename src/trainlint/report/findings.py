@@ -226,7 +226,7 @@ def _value(value: Any, depth: int = 0) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, Mapping):
-        items = [f"{_key(k)}: {_value(v, depth + 1)}" for k, v in value.items()]
+        items = [f"{k}: {_value(v, depth + 1)}" for k, v in value.items()]
         return _few(items, 4 if depth == 0 else 2)
     if isinstance(value, (list, tuple, set, frozenset)):
         return _few([_value(v, depth + 1) for v in value], 4 if depth == 0 else 3)
