@@ -9,18 +9,13 @@ from itertools import pairwise
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording.describe import framework_settings, name_optimizer, number, place, plural, uses
-from trainlint.recording.intervals import Interval, Timeline, clears, same_line
-from trainlint.recording.schema import Backward, BatchFetched, Clip, Forward, LossCall, Optimizer, OptimizerStep
+from trainlint.recording.intervals import Interval, Timeline, clears, new_data, same_line
+from trainlint.recording.schema import Backward, BatchFetched, Clip, LossCall, Optimizer, OptimizerStep
 
 #: How far a divisor may be from 1, or a norm from another, and still be called equal.
 _CLOSE = 0.02
-_KEYS = (
-    "gradient_accumulation_steps",
-    "accumulate_grad_batches",
-    "accumulation_steps",
-    "grad_accum_steps",
-    "grad_accum",
-)
+#: What trainers call the setting.
+_SETTINGS = ("gradient_accumulation_steps", "accumulate_grad_batches")
 
 
 @check("TL306", Recording, severity="error", catalog="O9")
@@ -77,7 +72,7 @@ def accumulation_not_divided(run: Recording) -> Iterator[Finding]:
                 found.append(window)
         # One interval that looks so may be special (a warm-up pass before the loop); all of them are the loop. A last,
         # shorter window is still one of them.
-        if found and len(found) == judged:
+        if found and len(found) == judged and any(w.told for w in found):
             yield _finding(run, optimizer, found)
     if not several:
         raise NotApplicable("one backward per optimizer step: nothing is accumulated")
@@ -89,6 +84,8 @@ class _Window:
     backwards: Sequence[Backward]
     #: Each micro-batch was fetched from a loader (not only another input of the model).
     fetched: bool
+    #: The micro-batches are known to differ.
+    told: bool
     #: The gradients are known not to have been divided between the last backward and the step.
     measured: bool
     #: The divisor was read from the graph (not concluded from equal values).
@@ -104,6 +101,7 @@ def _undivided(
     held = {i for g in optimizer.groups for i in g.parameters}
     roots: set[int | None] = {p.root for p in run.parameters if p.id in held and p.root is not None}
     fetched = True
+    told = False
     loaders: set[int] = set()
     for a, b in pairwise(backwards):
         between = interval.between(a.seq, b.seq)
@@ -112,8 +110,10 @@ def _undivided(
         own = [e for e in between if isinstance(e, BatchFetched)]
         if not own:
             fetched = False
-            if not _new_input(interval, a, b):
+            fresh = new_data(interval, a, b)
+            if fresh is False:
                 return None
+            told = told or fresh is True
         loaders.update(e.loader for e in own)
         if len(own) == 1 and own[0].fingerprint is not None and own[0].fingerprint == _batch_before(interval, a):
             return None  # the same samples again: views or repeats of one batch
@@ -135,20 +135,12 @@ def _undivided(
     rescaled = _rescaled(interval, backwards)
     if rescaled:
         return None
-    return _Window(interval, backwards, fetched, rescaled is not None, from_graph)
+    return _Window(interval, backwards, fetched, told or fetched, rescaled is not None, from_graph)
 
 
 def _batch_before(interval: Interval, backward: Backward) -> str | None:
     own = [e.fingerprint for e in interval.events if isinstance(e, BatchFetched) and e.seq < backward.seq]
     return own[-1] if own else None
-
-
-def _new_input(interval: Interval, a: Backward, b: Backward) -> bool:
-    """Whether other data went into the model for the second backward."""
-    forwards = [e for e in interval.events if isinstance(e, Forward) and e.grad_enabled]
-    first = [e.fingerprint for e in forwards if e.seq < a.seq][-1:]
-    second = [e.fingerprint for e in forwards if a.seq < e.seq < b.seq][-1:]
-    return bool(first and second and first[0] and second[0] and first[0] != second[0])
 
 
 def _equals_its_loss(interval: Interval, previous: Backward | None, backward: Backward) -> bool:
@@ -230,10 +222,10 @@ def _finding(run: Recording, optimizer: Optimizer, windows: Sequence[_Window]) -
 def _asked(run: Recording, n: int) -> bool:
     """Whether a setting names this accumulation."""
     for framework in run.frameworks:
-        if any(framework.settings.get(key) == n for key in _KEYS):
+        if any(framework.settings.get(key) == n for key in _SETTINGS):
             return True
     keys = run.config.keys if run.config is not None else ()
-    return any(k.path.rpartition(".")[2].lower() in _KEYS and k.value == n for k in keys)
+    return any(k.meaning == "accumulation" and k.value == n for k in keys)
 
 
 def _consequence(optimizer: Optimizer, n: int, clip: Clip | None) -> str:

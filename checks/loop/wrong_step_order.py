@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording.describe import name_optimizer, place, plural, uses
-from trainlint.recording.intervals import Interval, Timeline, clears, same_line
+from trainlint.recording.intervals import Interval, Timeline, clears, new_data, same_line
 from trainlint.recording.schema import (
     Backward,
     BatchFetched,
@@ -231,7 +231,7 @@ def _wiped(
     timeline: Timeline, intervals: Sequence[Interval], optimizer: Optimizer, roots: set[int | None]
 ) -> _Wiped | None:
     """Several micro-batches before each step, each cleared before the next."""
-    found: list[tuple[Interval, list[Backward], ZeroGrad, bool]] = []
+    found: list[tuple[Interval, list[Backward], ZeroGrad, bool, bool]] = []
     judged = 0
     for interval in intervals:
         backwards = interval.backwards()
@@ -244,23 +244,26 @@ def _wiped(
         if one is not None:
             found.append((interval, backwards, *one))
     enough = len(found) >= 2 or (len(found) == 1 and len(found[0][1]) > 2)
-    if not enough or len(found) < judged:
+    if not enough or len(found) < judged or not any(f[3] for f in found):
         return None
-    interval, backwards, clearing, _ = found[-1]
-    return _Wiped(len(found), backwards, clearing, interval.step, all(f[3] for f in found))
+    interval, backwards, clearing, _, _ = found[-1]
+    return _Wiped(len(found), backwards, clearing, interval.step, all(f[4] for f in found))
 
 
 def _wiped_once(
     interval: Interval, backwards: Sequence[Backward], optimizer: Optimizer, roots: set[int | None]
-) -> tuple[ZeroGrad, bool] | None:
-    """The clearing and whether the gradient at the step is proven to be the last micro-batch's alone."""
+) -> tuple[ZeroGrad, bool, bool] | None:
+    """The clearing; whether the backwards are known to have had their own data; whether the last alone counted."""
     if interval.had_gradient() is not True:
         return None
     clearing: ZeroGrad | None = None
+    told = False
     for a, b in pairwise(backwards):
         between = interval.between(a.seq, b.seq)
-        if not _new_batch(interval, a, b) or any(isinstance(e, OptimizerStep) for e in between):
+        fresh = new_data(interval, a, b)
+        if fresh is False or any(isinstance(e, OptimizerStep) for e in between):
             return None
+        told = told or fresh is True
         cleared = [e for e in between if isinstance(e, ZeroGrad) and e.had_gradients and clears(e, optimizer.id, roots)]
         if not cleared:
             return None
@@ -270,22 +273,10 @@ def _wiped_once(
     m = interval.measurement
     used, after = (m.gradient_norm_total, m.gradient_norm_after_backward) if m is not None else (None, None)
     if used is None or after is None:
-        return clearing, False
+        return clearing, told, False
     if used > after * 1.01 or (used < after * 0.99 and not interval.clips() and not backwards[-1].loss_scale):
         return None  # gradients were put together by hand from what the backwards left
-    return clearing, True
-
-
-def _new_batch(interval: Interval, a: Backward, b: Backward) -> bool:
-    """Whether the second backward had a batch of its own: fetched, or another input of the model."""
-    between = interval.between(a.seq, b.seq)
-    if any(isinstance(e, BatchFetched) for e in between):
-        return True
-    # No loader: by what went into the model before each of the two.
-    forwards = [e for e in interval.events if isinstance(e, Forward) and e.grad_enabled]
-    first = [e.fingerprint for e in forwards if e.seq < a.seq][-1:]
-    second = [e.fingerprint for e in forwards if a.seq < e.seq < b.seq][-1:]
-    return bool(first and second and first[0] and second[0] and first[0] != second[0])
+    return clearing, told, True
 
 
 def _wiped_finding(run: Recording, optimizer: Optimizer, wiped: _Wiped) -> Finding:

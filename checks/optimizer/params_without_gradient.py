@@ -23,9 +23,7 @@ _STEPS = 2
 #: Loaded parts below this share of the trainable weights that stay unused (a pooler) are worth knowing, no more.
 _SMALL = 0.01
 #: Names of containers whose members are alternatives of each other, used only to say less.
-_ALTERNATIVES = re.compile(
-    r"expert|head|branch|adapter|task|codebook|route|moe|aux|domain|modalit|lora_", re.IGNORECASE
-)
+_ALTERNATIVES = re.compile(r"expert|head|branch|adapter|task|codebook|route|moe|domain|modalit", re.IGNORECASE)
 
 
 @check("TL204", Recording, severity="warning", catalog="O2a O3")
@@ -130,21 +128,21 @@ def _conditional(group: TensorGroup, live: Sequence[Parameter], partly: set[int]
         if not own:
             own = {"": group.parameters[0].shape}
         siblings = _siblings(parent, parts[depth - 1], own, alive)
-        if not siblings:
-            continue
-        if any(p.id in partly for p in siblings):
+        if any(p.id in partly for tensors in siblings.values() for p in tensors):
             return True
-        if classes.get(parent) in ("ModuleDict", "ParameterDict"):
+        if siblings and classes.get(parent) in ("ModuleDict", "ParameterDict"):
             return True
-        if _ALTERNATIVES.search(".".join(parts[max(depth - 2, 0) : depth])):
+        if siblings and _ALTERNATIVES.search(parts[depth - 2] if depth > 1 else ""):
+            return True
+        if _ALTERNATIVES.search(parts[depth - 1]) and any(_ALTERNATIVES.search(name) for name in siblings):
             return True
     return False
 
 
 def _siblings(
     parent: str, own_name: str, own: dict[str, tuple[int, ...]], alive: dict[str, Parameter]
-) -> list[Parameter]:
-    """Live parameters of modules beside this one that have the same tensor names (and as many dimensions)."""
+) -> dict[str, list[Parameter]]:
+    """Live parameters of the modules beside this one that have the same tensor names (and as many dimensions)."""
     prefix = parent + "." if parent else ""
     found: dict[str, dict[str, Parameter]] = {}
     for name, p in alive.items():
@@ -153,7 +151,7 @@ def _siblings(
         head, _, tail = name[len(prefix) :].partition(".")
         if head != own_name and tail in own and len(own[tail]) == len(p.shape):
             found.setdefault(head, {})[tail] = p
-    return [p for tensors in found.values() if len(tensors) == len(own) for p in tensors.values()]
+    return {name: list(tensors.values()) for name, tensors in found.items() if len(tensors) == len(own)}
 
 
 def _finding(

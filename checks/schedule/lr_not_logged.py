@@ -12,12 +12,6 @@ from trainlint.recording.intervals import Timeline
 from trainlint.recording.schema import ConfigKey, Framework, Logged, Scheduler, SourceLine
 
 _RATE = re.compile(r"(^|[^a-z])lr([^a-z]|$)|learning[_\- ]?rate", re.IGNORECASE)
-_ASKED = re.compile(
-    r"^(log_(lr|learning_rate)|lr_(log|logging|monitor)|monitor_lr|learning_rate_monitor)$", re.IGNORECASE
-)
-_SCHEDULE = re.compile(
-    r"^(lr_)?(scheduler|schedule|lr_scheduler(_type)?|scheduler_type|warm_?up(_steps|_ratio|_epochs)?)$", re.I
-)
 #: Callbacks that log the rate at their own interval, which may be longer than the watch.
 _MONITORS = ("LearningRateMonitor", "LRMonitor", "LearningRateLogger", "DeviceStatsAndLRMonitor")
 
@@ -35,7 +29,7 @@ def lr_not_logged(run: Recording) -> Iterator[Finding]:
     Every value that reaches a logger or tracker in the watched steps is compared with the rates of the optimizer's
     groups: by its value, and by its name. When none follows the rate, it depends on what else is known: the config
     asks for it (`log_lr: true`), or a rate that changes is missing from a tracker that gets several other values: a
-    warning; the config asks for a schedule while a tracker gets other values: information.
+    warning. A constant rate missing from such a tracker is worth knowing, no more.
 
     ## What to do
     Plain code: log `scheduler.get_last_lr()[0]` or `optimizer.param_groups[0]["lr"]` beside the loss; never the
@@ -43,10 +37,9 @@ def lr_not_logged(run: Recording) -> Iterator[Finding]:
     The transformers `Trainer` logs it by itself.
 
     ## When it may be wrong
-    A program that logs nothing to a tracker, or a constant rate that nobody asked to change, gives no finding.
-    Values that are logged more rarely than the watch is long are not seen: Lightning's monitor is known by its
-    callback, and when the program's source reads the rate anywhere (`get_last_lr()`, `group["lr"]`), it is taken to
-    log it somewhere.
+    A program that hands nothing, or the loss alone, to a tracker gives no finding. Values that are logged more
+    rarely than the watch is long are not seen: Lightning's monitor is known by its callback, and when the program's
+    source reads the rate anywhere (`get_last_lr()`, `group["lr"]`), it is taken to log it somewhere.
 
     ## References
     lightning.pytorch.callbacks.LearningRateMonitor; torch.optim.lr_scheduler.LRScheduler.get_last_lr.
@@ -86,7 +79,7 @@ def lr_not_logged(run: Recording) -> Iterator[Finding]:
         yield _finding(
             run, timeline, logged, lightning, scheduler=changing, severity=Severity.WARNING if sure else Severity.INFO
         )
-    elif schedule is not None:
+    elif _regular(timeline, logged):
         yield _finding(run, timeline, logged, lightning, schedule=schedule, severity=Severity.INFO)
 
 
@@ -111,22 +104,18 @@ def _followed(timeline: Timeline, logged: Sequence[Logged]) -> bool:
 
 
 def _asked(run: Recording) -> ConfigKey | None:
-    for key in run.config.keys if run.config is not None else ():
-        if _ASKED.match(key.path.rpartition(".")[2]) and key.value not in (None, False, 0, "", "none", "false"):
-            return key
-    return None
+    """The key that asks for the rate in the log."""
+    return _key(run, ("log_lr",))
 
 
 def _schedule_asked(run: Recording) -> ConfigKey | None:
+    """The key that asks for a rate that changes."""
+    return _key(run, ("schedule", "warmup_steps", "warmup_ratio", "warmup_epochs"))
+
+
+def _key(run: Recording, meanings: tuple[str, ...]) -> ConfigKey | None:
     for key in run.config.keys if run.config is not None else ():
-        if _SCHEDULE.match(key.path.rpartition(".")[2].lstrip("+")) and key.value not in (
-            None,
-            False,
-            0,
-            "",
-            "none",
-            "constant",
-        ):
+        if key.meaning in meanings and key.value not in (None, False, 0, "", "none", "null", "constant"):
             return key
     return None
 
@@ -174,9 +163,10 @@ def _finding(
         why = f"The learning rate is set by {name_scheduler(scheduler)} and is in no log."
     elif scheduler is not None:
         why = "The learning rate is set by hand and is in no log."
+    elif schedule is not None:
+        why = f"The config asks for a schedule ({schedule.path}), and the learning rate is in no log."
     else:
-        asked = schedule.path if schedule is not None else ""
-        why = f"The config asks for a schedule ({asked}), and the learning rate is in no log."
+        why = "The learning rate is in no log."
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     message = (
         f"{why} In {plural(len(rates), 'step')} it was {course}; "
@@ -189,14 +179,13 @@ def _finding(
         fix = "Log scheduler.get_last_lr()[0] beside the loss."
     else:
         fix = 'Log optimizer.param_groups[0]["lr"] beside the loss.'
-    at: Key | SourceLine | None = logged[-1].at if logged else None
-    if key is not None or schedule is not None:
-        at = Key((key or schedule).path)  # type: ignore[union-attr]
+    wanted = key or schedule
+    at: Key | SourceLine | None = Key(wanted.path) if wanted is not None else logged[-1].at
     return Finding(
         message,
         at=at,
         evidence={"rates": rates[:16], "logged": names[:50], "through": through},
         fix=fix,
         severity=severity,
-        about="asked" if key is not None else "changing" if scheduler is not None else "schedule",
+        about="asked" if key is not None else "changing" if scheduler is not None else "constant",
     )

@@ -1,12 +1,18 @@
-"""The course of one schedule: its rate over calls of ``scheduler.step()``, and where it ends."""
+"""The course of a schedule: its rate over calls of ``scheduler.step()``, where it ends, and how it lies on the run."""
 
 from __future__ import annotations
 
 import bisect
+import math
+from dataclasses import dataclass
 
-from trainlint.recording.schema import Scheduler
+from trainlint.recording.cadence import Cadence
+from trainlint.recording.length import epochs_of, planned_length
+from trainlint.recording.projection import Projected, projection
+from trainlint.recording.schema import Optimizer, Recording, Scheduler
+from trainlint.recording.timeline import accumulation, steps_of, steps_per_epoch
 
-__all__ = ["Course"]
+__all__ = ["Course", "ScheduleOnRun", "schedule_on_run"]
 
 
 class Course:
@@ -62,3 +68,60 @@ class Course:
         """It ends low. A schedule that does not (a warm-up alone) may rightly be over before the run is."""
         end = self.end
         return end is not None and end < 0.5 * self.peak
+
+
+@dataclass(frozen=True)
+class ScheduleOnRun:
+    """One scheduler laid over the run that its optimizer will make."""
+
+    run: Recording
+    scheduler: Scheduler
+    course: Course
+    projected: Projected
+    #: Optimizer steps of the whole run and who says so; ``None`` when nobody does.
+    steps: int | None
+    steps_source: str
+    epochs: float | None
+    steps_per_epoch: int | None
+    #: Backwards per optimizer step.
+    micro: int
+    #: Optimizer steps in the watch.
+    watched: int
+
+    @property
+    def cadence(self) -> Cadence:
+        """How often the program calls the scheduler."""
+        return self.projected.cadence
+
+    @property
+    def horizon(self) -> int:
+        """Calls after which the schedule has run its course; 0 when it has no end that is known."""
+        return self.course.horizon or 0
+
+    @property
+    def followed(self) -> bool:
+        """Whether the watched rates are the schedule's; not so when they are set by hand as well, or scaled."""
+        observed = self.projected.observed
+        if self.projected.points or not observed:
+            return True
+        rates = {rate for _, rate in observed}
+        due = [self.course.rate(n) for n in range(self.cadence.before_first + 2)]
+        return len(rates) == 1 and any(r is not None and math.isclose(observed[0][1], r, rel_tol=1e-6) for r in due)
+
+
+def schedule_on_run(run: Recording, optimizer: Optimizer, scheduler: Scheduler) -> ScheduleOnRun:
+    """Lay the schedule over the run: by the trainer's word on its length, else the config's."""
+    course = Course(scheduler)
+    planned = planned_length(run, optimizer.id)
+    return ScheduleOnRun(
+        run=run,
+        scheduler=scheduler,
+        course=course,
+        projected=projection(run, optimizer.id, course.group, planned=planned),
+        steps=planned[0] if planned else None,
+        steps_source=planned[1] if planned else "",
+        epochs=epochs_of(run, optimizer.id, planned[0] if planned else None),
+        steps_per_epoch=steps_per_epoch(run, optimizer.id),
+        micro=run.plan.accumulation or accumulation(run, optimizer.id) or 1,
+        watched=len(steps_of(run, optimizer.id)),
+    )

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from trainlint.recording.schema import (
     Backward,
+    BatchFetched,
     Clip,
     Event,
+    Forward,
     OptimizerStep,
     Recording,
     ScalerEvent,
@@ -21,7 +23,7 @@ from trainlint.recording.schema import (
     ZeroGrad,
 )
 
-__all__ = ["Interval", "Timeline", "clears", "same_line"]
+__all__ = ["Interval", "Timeline", "clears", "new_data", "same_line"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,21 @@ class Timeline:
         if step is None:
             return dict.fromkeys(groups, None)
         return {p: step.rates[g] if g < len(step.rates) else None for p, g in groups.items()}
+
+
+def new_data(interval: Interval, a: Backward, b: Backward) -> bool | None:
+    """Whether the second of two backwards had data of its own: a batch fetched since, or another input of the model.
+
+    ``None``: not known. Inputs are seen only without loaders, and from the first backward of the program on.
+    """
+    if any(isinstance(e, BatchFetched) for e in interval.between(a.seq, b.seq)):
+        return True
+    forwards = [e for e in interval.events if isinstance(e, Forward) and e.grad_enabled]
+    first = [e.fingerprint for e in forwards if e.seq < a.seq][-1:]
+    second = [e.fingerprint for e in forwards if a.seq < e.seq < b.seq][-1:]
+    if not first or not second or first[0] is None or second[0] is None:
+        return None
+    return first[0] != second[0]
 
 
 def clears(event: Event, optimizer: int, roots: set[int | None]) -> bool:

@@ -174,6 +174,8 @@ class SourceFacts:
     #: Lines that read a rate (``get_last_lr()``, ``group["lr"]`` on the right-hand side), which is how one is logged
     #: by hand; ``None`` when it was not looked up.
     rate_reads: tuple[SourceLine, ...] | None = None
+    #: Lines that call a method or function named ``step``; ``None`` when it was not looked up.
+    step_calls: tuple[SourceLine, ...] | None = None
 
 
 # --------------------------------------------------------------------------------------------- model
