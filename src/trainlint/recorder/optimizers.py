@@ -11,6 +11,7 @@ from typing import Any
 from . import measure
 from .core import Recorder, scalar
 from .modules import dtype_name
+from .outsiders import Outsiders
 from .patching import ImportHooks, around, wrap
 from .second_moment import second_moments
 from .watch import Session
@@ -48,10 +49,7 @@ class Optimizers:
         self.session = session
         self.recorder: Recorder = session.recorder
         self.watched: dict[int, OptimizerWatch] = {}
-        self.outsiders: dict[int, Any] = {}
-        self.outsider_samples: measure.Samples | None = None
-        self.outsider_bits: dict[int, int | None] = {}
-        self.outsider_gradients: dict[int, float] = {}
+        self.outsiders = Outsiders(session)
 
     # -- knowing
 
@@ -158,8 +156,7 @@ class Optimizers:
         if first:
             self.session.modules.scan()
             self.describe(watched)
-        if not self.outsiders and self.outsider_samples is None:
-            self._begin_outsiders()
+        self.outsiders.begin(self.holds)
         groups = optimizer.param_groups
         parameters = self._held(watched)
         inside: dict[str, Any] = {
@@ -240,7 +237,7 @@ class Optimizers:
         for number, norm in gradients.items():
             if norm is not None:
                 self.session.modules.gradient_seen.add(number)
-        self._look_at_outsiders()
+        self.outsiders.look()
         if watched.steps == 0:
             self._write_state(watched)
         watched.steps += 1
@@ -291,47 +288,9 @@ class Optimizers:
                 payload["compute_dtype"] = self._compute_dtype(watched.optimizer, group)
             self.recorder.emit("optimizer", watched.payload)
 
-    # -- trainable parameters that nobody holds
-
-    def _begin_outsiders(self) -> None:
-        held = self.holds()
-        modules = self.session.modules
-        self.outsiders = {
-            n: p for n, p in modules.parameters.items() if p.requires_grad and n not in held and p.device.type != "meta"
-        }
-        items = list(self.outsiders.items())
-        self.outsider_samples = measure.Samples(items)
-        self.outsider_bits = {n: measure.bits(p) for n, p in items}
-
-    def _look_at_outsiders(self) -> None:
-        for number, norm in measure.gradient_norms(list(self.outsiders.items())).items():
-            if norm is not None:
-                self.outsider_gradients[number] = norm
-                self.session.modules.gradient_seen.add(number)
-
     def close(self) -> None:
         """Write what is known at the end: outsiders, optimizers that never stepped, counts."""
-        if self.outsider_samples is not None and self.outsiders:
-            held = self.holds()
-            items = [(n, p) for n, p in self.outsiders.items()]
-            numels = {n: measure.local(p).numel() for n, p in items}
-            _, changed = self.outsider_samples.compare(measure.Samples(items), numels)
-            moved: list[bool | None] = []
-            for number, parameter in items:
-                if changed.get(number, 0.0) > 0:
-                    moved.append(True)
-                else:
-                    before = self.outsider_bits.get(number)
-                    moved.append(None if before is None else measure.bits(parameter) != before)
-            keep = [i for i, (n, _) in enumerate(items) if n not in held]
-            self.recorder.emit(
-                "outsiders",
-                {
-                    "parameters": [items[i][0] for i in keep],
-                    "gradient_norm": [self.outsider_gradients.get(items[i][0]) for i in keep],
-                    "moved": [moved[i] for i in keep],
-                },
-            )
+        self.outsiders.close(self.holds())
         for watched in list(self.watched.values()):
             if not watched.described:
                 self.describe(watched)
