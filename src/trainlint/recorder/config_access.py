@@ -92,7 +92,7 @@ class ConfigAccess:
                 top = caller.rpartition("site-packages" + os.sep)[2].split(os.sep, 1)[0]
                 self.new_tracker(data, kind=kind, by=f"{by} in {top}", files=(file,), followed=False)
                 return data
-            if trusts_exact_type():
+            if trusts_exact_type(caller):
                 self.new_tracker(data, kind=kind, by="", files=(file,), followed=False)
                 return data
             tracker = self.new_tracker(data, kind=kind, by=f"{by} in {os.path.basename(caller)}", files=(file,))

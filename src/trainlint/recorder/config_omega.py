@@ -461,7 +461,8 @@ def _taken(omega: Omega, cfg: Any, result: Any, by: str, frame: FrameType) -> An
         info = omega.where(cfg) if is_container(cfg) else None
         if info is None:
             return result
-        if type(result) is dict and is_user_file(frame.f_code.co_filename) and not config_section.trusts_exact_type():
+        caller = frame.f_code.co_filename
+        if type(result) is dict and is_user_file(caller) and not config_section.trusts_exact_type(caller):
             return track(result, info[0], info[1])
         info[0].bulk(info[1], by, frame)
     except Exception as error:

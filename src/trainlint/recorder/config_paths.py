@@ -181,6 +181,9 @@ def is_secret(name: str, value: Any) -> bool:
         head = value[:4096]
         if ("://" in head and _URL_WITH_CREDENTIALS.search(head)) or _SECRET_VALUE.search(head):
             return True
+        inner, given, rest = head.partition("=")  # an override kept as text: wandb.api_key=...
+        if given and rest and len(inner) < 200 and is_secret(inner.rpartition(".")[2].lstrip("+-"), rest):
+            return True
     elif not isinstance(value, int) or isinstance(value, bool):
         return False
     if isinstance(value, str) and (not value or (value.startswith(("${", "$")) and "}" in value[-1:])):

@@ -7,6 +7,7 @@ its type (``type(d)(...)``, ``dataclasses.asdict``) gets a plain dict. What rema
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -276,12 +277,24 @@ def release() -> None:
 _EXACT = re.compile(rb"type\([^()\n]*(?:\([^()\n]*\))?[^()\n]*\)\s+is\s+(?:not\s+)?dict\b")
 
 
-def trusts_exact_type() -> bool:
-    """Whether the program's own code asks ``type(x) is dict``: then its configs are left alone."""
+def _package(file: str) -> str:
+    """The installed top package that a file belongs to; empty for a file of a project."""
+    _, found, tail = file.rpartition("site-packages" + os.sep)
+    return tail.split(os.sep, 1)[0] if found else ""
+
+
+def trusts_exact_type(caller: str) -> bool:
+    """Whether the program's own code (the project, the package of ``caller``) asks ``type(x) is dict``.
+
+    Then its configs are left alone. Other installed packages are not asked: they do not get the config itself.
+    """
+    own = _package(caller)
     looked = 0
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py") or not is_user_file(file):
+            continue
+        if _package(file) not in ("", own):
             continue
         looked += 1
         if looked > 400:

@@ -1,0 +1,144 @@
+"""One set of config facts out of what the files say and what the watched process did with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from trainlint.config.command_line import command_line_keys
+from trainlint.config.errors import ConfigError
+from trainlint.config.load import load_config
+from trainlint.config.meanings import meaning_of, number
+from trainlint.config.mentions import find_mentions
+from trainlint.recorder.config_paths import last_name
+from trainlint.recording.schema import ConfigFacts, ConfigKey, SourceLine, Value
+
+_PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
+
+
+def combine(
+    static: ConfigFacts | None,
+    tracked: ConfigFacts | None,
+    *,
+    command: Sequence[str] = (),
+    sources: Iterable[str] = (),
+) -> ConfigFacts | None:
+    """Merge file facts and run facts by path.
+
+    Args:
+        static: from :func:`trainlint.config.load.load_config`; ``None`` when no config was named.
+        tracked: the ``config`` of a recording; ``None`` when nothing was followed.
+        command: the launch command, for settings that stand only there.
+        sources: source files that the program had loaded, to look up names of keys that nobody was seen to read.
+
+    A key that both know has the value that the program saw, the reads of the run, and the line of the file when the
+    file says the same. A key that only the file has keeps ``reads=None``: it was not followed. Returns ``None`` when
+    there is nothing at all.
+    """
+    given = command_line_keys(command)
+    if static is None and tracked is None:
+        if not given:
+            return None
+        return ConfigFacts(files=("command line",), kind="command line", keys=given)
+    keys = _merged(static, tracked)
+    keys.update(_only_given(given, keys))
+    facts = ConfigFacts(
+        files=tuple(dict.fromkeys([*(static.files if static else ()), *(tracked.files if tracked else ())])),
+        kind=(tracked.kind if tracked and tracked.kind else "") or (static.kind if static else ""),
+        keys=tuple(keys.values()),
+        missing=tracked.missing if tracked else (),
+        tracked_by=tracked.tracked_by if tracked else "",
+        mentions=tracked.mentions if tracked else None,
+    )
+    return with_mentions(facts, sources)
+
+
+def with_mentions(facts: ConfigFacts, sources: Iterable[str]) -> ConfigFacts:
+    """Look up the names of the keys that were followed and not read one by one."""
+    files = [f for f in sources if f]
+    names = {last_name(k.path) for k in facts.keys if k.reads is not None and all(r.how == "bulk" for r in k.reads)}
+    names.discard("")
+    if not files or not names:
+        return facts
+    return dataclasses.replace(facts, mentions=find_mentions(sorted(names), files))
+
+
+def _merged(static: ConfigFacts | None, tracked: ConfigFacts | None) -> dict[str, ConfigKey]:
+    in_files = {k.path: k for k in static.keys} if static else {}
+    elsewhere: dict[str, ConfigKey] | None = None
+    keys: dict[str, ConfigKey] = {}
+    for key in tracked.keys if tracked else ():
+        declared = in_files.pop(key.path, None)
+        if declared is None and key.origin == "file" and tracked is not None:
+            if elsewhere is None:
+                elsewhere = _composed(tracked.files, set(static.files) if static else set())
+            declared = elsewhere.get(key.path)
+        keys[key.path] = _one(key, declared)
+    ordered = {k.path: keys.get(k.path, k) for k in static.keys} if static else {}
+    return {**ordered, **keys}
+
+
+def _one(seen: ConfigKey, declared: ConfigKey | None) -> ConfigKey:
+    """A key as the program saw it, with the place where it is declared."""
+    same = declared is not None and (seen.secret or same_value(seen.value, declared.value))
+    at: SourceLine | None = seen.at
+    origin = seen.origin
+    if declared is not None and same:
+        at = declared.at
+        if declared.origin == "override" or origin == "default":
+            origin = declared.origin
+    elif declared is not None and declared.origin == "file" and origin == "file":
+        # The program changed the value between reading and composing (defaults, scaling): the line is still the place.
+        at = declared.at
+    meaning = seen.meaning or meaning_of(seen.path, seen.value)
+    return dataclasses.replace(seen, at=at, origin=origin, meaning=meaning)
+
+
+def same_value(a: Value, b: Value) -> bool:
+    """Equal settings; ``1e-3`` read as text equals 0.001."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(same_value(x, y) for x, y in zip(a, b, strict=True))
+    if a == b and isinstance(a, bool) == isinstance(b, bool):
+        return True
+    x, y = number(a), number(b)
+    return x is not None and x == y
+
+
+def _only_given(given: Iterable[ConfigKey], keys: dict[str, ConfigKey]) -> dict[str, ConfigKey]:
+    """Settings on the command line: those known by path become overrides, the others are added unfollowed."""
+    out: dict[str, ConfigKey] = {}
+    sections = {p[: m.start()] for p in keys for m in re.finditer(r"[.\[]", p)}
+    for key in given:
+        known = keys.get(key.path)
+        if known is not None:
+            if known.origin != "override" and same_value(known.value, key.value):
+                out[key.path] = dataclasses.replace(known, origin="override")
+        elif key.path not in sections:  # a Hydra group choice (model=large) names a section
+            out[key.path] = key
+    return out
+
+
+def _composed(files: Sequence[str], known: set[str]) -> dict[str, ConfigKey]:
+    """Keys of the files of a Hydra composition (the primary config first), at the path where they are composed."""
+    out: dict[str, ConfigKey] = {}
+    if not files:
+        return out
+    root = os.path.dirname(files[0])
+    for file in files[:200]:
+        if file in known:
+            continue
+        try:
+            facts = load_config(Path(file)).facts
+            header = _PACKAGE.search(Path(file).read_text(encoding="utf-8")[:2000])
+        except (ConfigError, OSError, ValueError):
+            continue
+        group = os.path.relpath(os.path.dirname(file), root).replace(os.sep, ".")
+        package = header.group(1) if header else group
+        prefix = "" if package in (".", "_global_") or package.startswith("..") else package.replace("_group_", group)
+        for key in facts.keys:
+            path = f"{prefix}.{key.path}" if prefix else key.path
+            out[path] = dataclasses.replace(key, path=path)
+    return out

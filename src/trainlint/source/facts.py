@@ -1,0 +1,141 @@
+"""What a program's own source says, read with the syntax tree and without importing it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import warnings
+from collections.abc import Iterable
+
+from trainlint.config.mentions import SIZE_CAP, is_own_file
+from trainlint.recording.schema import RateAssignment, SourceFacts, SourceLine
+
+#: What the rate of a param group is called where programs write it.
+_RATE = "lr"
+
+
+def read_source(files: Iterable[str]) -> SourceFacts:
+    """Facts from the program's own files among ``files``; files that cannot be read or parsed are left out."""
+    kept: list[str] = []
+    assignments: list[RateAssignment] = []
+    for file in dict.fromkeys(files):
+        if not file.endswith(".py") or not is_own_file(file):
+            continue
+        tree = _parse(file)
+        if tree is None:
+            continue
+        kept.append(file)
+        finder = _Rates(file)
+        finder.visit(tree)
+        assignments += finder.found
+    assignments.sort(key=lambda a: (a.at.file, a.at.line))
+    return SourceFacts(files=tuple(kept), rate_assignments=tuple(assignments))
+
+
+def _parse(file: str) -> ast.Module | None:
+    try:
+        if os.path.getsize(file) > SIZE_CAP:
+            return None
+        with open(file, "rb") as f:
+            text = f.read()
+        if b'"lr"' not in text and b"'lr'" not in text and b"lr=" not in text:
+            # Nothing here can assign a rate; an empty tree saves the parse.
+            return ast.Module(body=[], type_ignores=[])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text, filename=file)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+class _Rates(ast.NodeVisitor):
+    """Assignments of a param group's rate: ``group["lr"] = x``, ``group["lr"] *= x``, ``group.update(lr=x)``."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.function: list[str] = []
+        self.groups: list[set[str]] = [set()]
+        self.found: list[RateAssignment] = []
+
+    def _add(self, node: ast.stmt | ast.expr) -> None:
+        self.found.append(RateAssignment(SourceLine(self.file, node.lineno, ".".join(self.function))))
+
+    def _scope(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> None:
+        self.function.append(node.name)
+        self.groups.append(set())
+        self.generic_visit(node)
+        self.groups.pop()
+        self.function.pop()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self._scope(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        self._scope(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self._scope(node)
+
+    def visit_For(self, node: ast.For) -> None:
+        if _mentions_groups(node.iter):
+            self.groups[-1] |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+        self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if _mentions_groups(node.value):
+            self.groups[-1] |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+        for target in node.targets:
+            for part in target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]:
+                self._target(part)
+        self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self._target(node.target)
+        self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self._target(node.target)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        called = node.func
+        if isinstance(called, ast.Attribute) and called.attr == "update" and self._is_group(called.value):
+            by_name = any(k.arg == _RATE for k in node.keywords)
+            by_dict = any(
+                isinstance(a, ast.Dict) and any(isinstance(k, ast.Constant) and k.value == _RATE for k in a.keys)
+                for a in node.args
+            )
+            if by_name or by_dict:
+                self._add(node)
+        self.generic_visit(node)
+
+    def _target(self, target: ast.expr) -> None:
+        if (
+            isinstance(target, ast.Subscript)
+            and isinstance(target.slice, ast.Constant)
+            and target.slice.value == _RATE
+            and self._is_group(target.value)
+        ):
+            self._add(target)
+
+    def _is_group(self, owner: ast.expr) -> bool:
+        """Whether an expression is a param group: by where it comes from, or by its name."""
+        if _mentions_groups(owner):
+            return True
+        if isinstance(owner, ast.Name):
+            name = owner.id.lower()
+            known = any(owner.id in scope for scope in self.groups)
+            return known or name in ("group", "g", "pg") or "group" in name
+        if isinstance(owner, ast.Attribute):
+            return "group" in owner.attr.lower()
+        return False
+
+
+def _mentions_groups(node: ast.expr) -> bool:
+    return any(
+        (isinstance(n, ast.Attribute) and n.attr == "param_groups")
+        or (isinstance(n, ast.Name) and n.id == "param_groups")
+        or (isinstance(n, ast.Constant) and n.value == "param_groups")
+        for n in ast.walk(node)
+    )
