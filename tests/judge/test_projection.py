@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from timelines import cosine, curve, loop, scheduler, warm_cosine
+
 from trainlint.recording.projection import active_schedulers, planned_steps, projection
 from trainlint.recording.schema import (
     CurvePoint,

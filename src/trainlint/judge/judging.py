@@ -75,7 +75,8 @@ def judge(
 
     Args:
         recording: what was watched, complete or not; ``None`` when no program was started.
-        config: config facts; those inside the recording are used when there are none.
+        config: config facts, best those of the files combined with those of the recording; the recording's alone are
+            used when there are none.
         source: source facts; likewise.
         options: selection, strictness, suppressions.
 
@@ -87,11 +88,12 @@ def judge(
     selected = select(catalog, select=options.select, extend_select=options.extend_select, ignore=options.ignore)
     suppressions = suppressions_from(options.suppress, catalog)
     fail_on = _severity(options.fail_on)
-    config = config or (recording.config if recording else None)
     source = source or (recording.source if recording else None)
+    tracked = recording.config if recording is not None else None
     if recording is not None:
-        recording = dataclasses.replace(recording, config=config, source=source)
-    locator = Locator(recording, config, options.cwd or Path.cwd())
+        recording = dataclasses.replace(recording, config=_of_the_run(tracked, config), source=source)
+    config = config or tracked
+    locator = Locator(recording, (config, tracked), options.cwd or Path.cwd())
 
     facts = _facts(recording, config, source, options)
     outcomes = [(entry, run_check(entry, facts)) for entry in selected]
@@ -116,6 +118,17 @@ def judge(
         created_files=recording.created_files if recording is not None else 0,
     )
     return clean(_with_clean_command(report))
+
+
+def _of_the_run(tracked: ConfigFacts | None, given: ConfigFacts | None) -> ConfigFacts | None:
+    """The config facts for run-level checks: what was followed in the run is not lost to facts from files alone."""
+    if given is None or tracked is None:
+        return given or tracked
+
+    def followed(facts: ConfigFacts) -> bool:
+        return bool(facts.tracked_by) or any(key.reads is not None for key in facts.keys)
+
+    return tracked if followed(tracked) and not followed(given) else given
 
 
 def _severity(word: str) -> Severity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from trainlint.contract import Finding, Key, ParameterName, SourceLine
@@ -18,9 +19,10 @@ class Locator:
     Files below ``cwd`` are named relative to it, so that a report reads the same on every machine.
     """
 
-    def __init__(self, recording: Recording | None, config: ConfigFacts | None, cwd: Path) -> None:
+    def __init__(self, recording: Recording | None, configs: Iterable[ConfigFacts | None], cwd: Path) -> None:
+        """``configs``: where keys are looked up, the first that knows the key's line wins."""
         self._recording = recording
-        self._config = config
+        self._configs = [c for c in configs if c is not None]
         self._cwd = os.path.abspath(cwd)
 
     def locate(self, finding: Finding) -> Location | None:
@@ -43,9 +45,10 @@ class Locator:
         return Location(self.file(at.file) if at.file else None, at.line or None, key)
 
     def _key(self, path: str) -> Location:
-        config = self._config
-        if config is None:
-            return Location(None, None, path)
+        found = [at for config in self._configs if (at := self._in_config(config, path)) is not None]
+        return next((at for at in found if at.file is not None), found[0] if found else Location(None, None, path))
+
+    def _in_config(self, config: ConfigFacts, path: str) -> Location | None:
         for key in config.keys:
             if key.path == path:
                 return self._config_key(key, path)
@@ -58,7 +61,7 @@ class Locator:
         for missing in config.missing:
             if missing.path == path and missing.at is not None:
                 return self._line(missing.at, path)
-        return Location(None, None, path)
+        return None
 
     def _config_key(self, key: ConfigKey, path: str) -> Location:
         # A key given on the command line is in no file, even when the file has another value for it.
