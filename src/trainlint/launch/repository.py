@@ -69,7 +69,7 @@ class Script:
 
 
 def repository_root(start: Path) -> Path:
-    """The nearest folder at or above ``start`` with ``pyproject.toml``/``setup.py``, else with ``.git``, else itself."""
+    """The nearest folder upwards with ``pyproject.toml`` or ``setup.py``, else with ``.git``, else ``start``."""
     start = start if start.is_dir() else start.parent
     marked: Path | None = None
     for folder in (start, *start.parents):

@@ -14,6 +14,7 @@ from .settings import Settings
 #: instrument module -> the import that it waits for. ``None``: installed at once.
 INSTRUMENTS: tuple[tuple[str, str | None], ...] = (
     ("process", None),
+    ("where", None),
     ("files", None),
     ("trackers", None),
     ("config_access", None),
