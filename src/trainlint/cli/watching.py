@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from trainlint.launch.journal import RestoreResult, RunFolder, recover_abandoned
 from trainlint.launch.model import Launch, LaunchError, NoLaunch, Watched, WatchOptions
 from trainlint.launch.pyproject import ToolTable
 from trainlint.launch.routes import find_launch
-from trainlint.launch.secrets import masked_arguments, secret_values, secrets_in_arguments, secrets_in_environment
+from trainlint.launch.secrets import masked_arguments, secret_values
 from trainlint.recording.schema import Recording
 from trainlint.report.progress import Progress
 
@@ -87,7 +86,7 @@ def _watch(evidence: Evidence, launch: Launch, options: CheckOptions, table: Too
     from trainlint.launch.supervisor import watch
     from trainlint.recording.assemble import assemble
 
-    wanted = _watch_options(evidence, launch, options, table)
+    wanted = _watch_options(evidence, options, table)
     try:
         folder = RunFolder()
     except OSError as error:
@@ -144,15 +143,13 @@ def _completed(
     return dataclasses.replace(recording, program=program, ending=seen.ending, config=config, source=source)
 
 
-def _watch_options(evidence: Evidence, launch: Launch, options: CheckOptions, table: ToolTable) -> WatchOptions:
-    secrets = secrets_in_arguments(launch.command) | secrets_in_environment(os.environ)
-    if evidence.config is not None:
-        secrets |= secret_values(evidence.config.data)
+def _watch_options(evidence: Evidence, options: CheckOptions, table: ToolTable) -> WatchOptions:
+    secrets = secret_values(evidence.config.data) if evidence.config is not None else set()
     wanted = WatchOptions(
         steps=options.steps or table.steps or WatchOptions.steps,
         device=options.device,
         python=options.python,
-        secrets=tuple(sorted(secrets, key=len, reverse=True)),
+        secrets=tuple(sorted(secrets)),
     )
     timeout = options.timeout_s or table.timeout
     return dataclasses.replace(wanted, timeout_s=timeout) if timeout else wanted
