@@ -109,7 +109,7 @@ def test_not_called_is_taken_as_per_epoch_and_says_so() -> None:
     seen = projection(run, 0)
     assert seen.cadence.kind == "epoch"
     assert "not called in the 3 watched steps" in seen.cadence.text
-    assert (seen.horizon_steps, seen.horizon_source) == (401, "schedule")
+    assert (seen.horizon_steps, seen.horizon_source) == (400, "schedule")
 
 
 def test_never_called_over_more_than_an_epoch() -> None:

@@ -93,7 +93,7 @@ def _launch(recording: Recording | None, route: str) -> tuple[list[CardLine], di
     if program.torch:
         versions = {"torch": program.torch, **{k: v for k, v in versions.items() if k != "torch"}}
     frameworks = [f for f in recording.frameworks if f.class_name]
-    drivers = ", ".join(dict.fromkeys(f"{f.name} {f.class_name}" for f in frameworks))
+    drivers = ", ".join(dict.fromkeys(f"{f.name} ({f.class_name})" for f in frameworks))
     if versions:
         text = ", ".join(f"{name} {version}" for name, version in versions.items())
         lines.append(CardLine("software", f"{text}; driven by {drivers}" if drivers else text))

@@ -262,7 +262,9 @@ def logging(recording: Recording, wanted: Configured) -> Section:
     """What is logged, and whether the learning rate is among it."""
     logged = of_kind(recording, Logged)
     names = list(dict.fromkeys(e.name for e in logged))
-    by = list(dict.fromkeys([*(e.by for e in logged if e.by), *(n for f in recording.frameworks for n in f.loggers)]))
+    by = list(dict.fromkeys(e.by for e in logged if e.by))
+    attached = dict.fromkeys(name for f in recording.frameworks for name in f.loggers)
+    by += [name for name in attached if not any(name in known for known in by)]
     rates = sorted({r for s in of_kind(recording, OptimizerStep) for r in s.rates if r > 0})
     as_rate = [n for n in names if _RATE_NAME.search(n)]
     if not as_rate:

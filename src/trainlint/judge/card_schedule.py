@@ -9,6 +9,7 @@ from trainlint.judge.configured import Configured, close
 from trainlint.recording.describe import number, plural
 from trainlint.recording.projection import Projected, active_schedulers, planned_steps
 from trainlint.recording.schema import Recording, SourceLine
+from trainlint.recording.timeline import steps_per_epoch
 from trainlint.report.model import CardLine, Curve
 
 Section = tuple[list[CardLine], Any]
@@ -173,8 +174,10 @@ def length(recording: Recording, wanted: Configured, curves: Curves) -> Section:
         agrees = None if asked_epochs is None or asked_steps is not None else close(asked_epochs, plan.epochs, 0.01)
         per = f" of {plural(plan.batches_per_epoch, 'batch')}" if plan.batches_per_epoch else ""
         lines.append(CardLine("epochs", f"{number(plan.epochs)}{per}", wanted.text("epochs"), agrees))
-    if not lines and (asked_steps is not None or asked_epochs is not None):
-        lines.append(CardLine("length", "not told by the program", wanted.text("max_steps", "epochs")))
+    if not lines:
+        epochs = {n for o in recording.optimizers if (n := steps_per_epoch(recording, o.id)) is not None}
+        epoch = f"; an epoch is {plural(epochs.pop(), 'optimizer step')}" if len(epochs) == 1 else ""
+        lines.append(CardLine("length", f"not told by the program{epoch}", wanted.text("max_steps", "epochs")))
     data = {
         "optimizer_steps": planned[0] if planned else None,
         "source": planned[1] if planned else None,
@@ -204,5 +207,7 @@ def curves(recording: Recording, projected: Curves) -> tuple[Curve, ...]:
         if observed:
             out.append(Curve(label, observed, "observed", "" if points else seen.reason))
         if points:
-            out.append(Curve(label, points, "projected", seen.source))
+            unknown = "; drawn as long as the schedule, the run's length is not known"
+            note = seen.source + (unknown if seen.horizon_source == "schedule" else "")
+            out.append(Curve(label, points, "projected", note))
     return tuple(out)

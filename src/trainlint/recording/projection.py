@@ -200,7 +200,8 @@ def _along(recording: Recording, scheduler: Scheduler, curve: _Curve, base: Proj
     own_end = _first_step(before, scheduler.horizon_calls, seen)
     if base.horizon_steps is None:
         # Nobody says how long the run is: the schedule's own length is the best guess, and is named as such.
-        guess = own_end if own_end is not None else _first_step(before, curve.last, seen)
+        reached = own_end if own_end is not None else _first_step(before, curve.last, seen)
+        guess = max(reached - 1, 1) if reached is not None else None
         base = replace(base, horizon_steps=guess, horizon_source="schedule" if guess is not None else "")
     elif offset:
         # A resumed schedule: the plan counts from the first step of all runs, this run only does the rest.
