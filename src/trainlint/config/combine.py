@@ -12,7 +12,8 @@ from trainlint.config.command_line import command_line_keys
 from trainlint.config.errors import ConfigError
 from trainlint.config.load import load_config
 from trainlint.config.meanings import meaning_of, number
-from trainlint.config.mentions import find_mentions
+from trainlint.config.mentions import find_mentions, package_of
+from trainlint.config.printing import printing_lines
 from trainlint.recorder.config_paths import last_name
 from trainlint.recording.schema import ConfigFacts, ConfigKey, SourceLine, Value
 
@@ -53,7 +54,7 @@ def combine(
         tracked_by=tracked.tracked_by if tracked else "",
         mentions=tracked.mentions if tracked else None,
     )
-    return with_mentions(facts, sources)
+    return with_mentions(without_printing(facts), sources)
 
 
 def with_mentions(facts: ConfigFacts, sources: Iterable[str]) -> ConfigFacts:
@@ -63,7 +64,27 @@ def with_mentions(facts: ConfigFacts, sources: Iterable[str]) -> ConfigFacts:
     names.discard("")
     if not files or not names:
         return facts
-    return dataclasses.replace(facts, mentions=find_mentions(sorted(names), files))
+    packages = frozenset(package_of(r.at.file) for k in facts.keys for r in k.reads or () if r.at is not None)
+    mentions = find_mentions(sorted(names), files, packages or None)
+    return dataclasses.replace(facts, mentions=mentions)
+
+
+def without_printing(facts: ConfigFacts) -> ConfigFacts:
+    """A key that is only printed or logged is not used: such reads count as bulk reads by ``print``."""
+    printed: dict[str, frozenset[int]] = {}
+    keys = []
+    for key in facts.keys:
+        reads = []
+        for read in key.reads or ():
+            if read.how != "bulk" and read.at is not None:
+                lines = printed.get(read.at.file)
+                if lines is None:
+                    lines = printed[read.at.file] = printing_lines(read.at.file)
+                if read.at.line in lines:
+                    read = dataclasses.replace(read, how="bulk", by="print")
+            reads.append(read)
+        keys.append(dataclasses.replace(key, reads=tuple(reads)) if key.reads else key)
+    return dataclasses.replace(facts, keys=tuple(keys))
 
 
 def _merged(static: ConfigFacts | None, tracked: ConfigFacts | None) -> dict[str, ConfigKey]:

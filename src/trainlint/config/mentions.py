@@ -6,8 +6,10 @@ no proof of use.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -19,6 +21,8 @@ SIZE_CAP = 2 * 1024 * 1024
 PLACES = 5
 
 _IMPORT = re.compile(rb"^[ \t]*(?:import|from)[ \t][^\n]*$", re.MULTILINE)
+#: A comment to the end of the line; one that holds quotes could be part of a text and stays.
+_COMMENT = re.compile(rb"(?:^|(?<=[ \t]))#[^\n\"']*$|^[ \t]*#[^\n]*$", re.MULTILINE)
 _STDLIB = re.compile(r"[\\/]lib[\\/]python3(?:\.\d+)?t?[\\/](?!site-packages|dist-packages)")
 
 
@@ -28,26 +32,38 @@ def is_own_file(file: str) -> bool:
 
     Judged from the path alone, because the program may run in another interpreter than this one.
     """
+    package = package_of(file)
+    if package:
+        return package not in FRAMEWORKS
+    return _STDLIB.search(file) is None and not file.startswith("<")
+
+
+def package_of(file: str) -> str:
+    """The installed top package that a file belongs to; empty for a file of a project."""
     parts = re.split(r"[\\/]", file)
     for marker in ("site-packages", "dist-packages"):
         if marker in parts:
             position = len(parts) - 1 - parts[::-1].index(marker)
-            top = parts[position + 1] if position + 1 < len(parts) else ""
-            return top.removesuffix(".py") not in FRAMEWORKS
-    return _STDLIB.search(file) is None and not file.startswith("<")
+            return parts[position + 1].removesuffix(".py") if position + 1 < len(parts) else ""
+    return ""
 
 
-def find_mentions(names: Sequence[str], files: Iterable[str]) -> tuple[NameMention, ...]:
+def find_mentions(
+    names: Sequence[str], files: Iterable[str], packages: frozenset[str] | None = None
+) -> tuple[NameMention, ...]:
     """Search ``files`` for each name as a word; one entry per name, also for those that stand nowhere.
 
-    Import lines do not count. Libraries are searched only for names that the program's own files do not hold. Files
-    that cannot be read, or larger than 2 MB, are left out.
+    ``packages``: installed packages that count as the program's own, beside its project's files; ``None``: every one
+    that is not a training framework. Import lines, comments and docstrings do not count. Libraries are searched only
+    for names that the program's own files do not hold. Files that cannot be read, or larger than 2 MB, are left out.
     """
     wanted = [n for n in dict.fromkeys(names) if n]
     own: list[str] = []
     library: list[str] = []
     for file in sorted(set(files)):
-        (own if is_own_file(file) else library).append(file)
+        package = package_of(file)
+        is_own = is_own_file(file) and (packages is None or not package or package in packages)
+        (own if is_own else library).append(file)
     found = _search(wanted, own, pieces=True)
     rest = [n for n in wanted if n not in found]
     in_libraries = _search(rest, library, pieces=False) if rest else {}
@@ -83,7 +99,7 @@ def _search(names: Sequence[str], files: Sequence[str], pieces: bool) -> dict[st
             here, readable = False, False
             if raw in text:
                 if stripped is None:
-                    stripped = _IMPORT.sub(b"", text)
+                    stripped = _code(text, documented=pieces)
                 for match in word.finditer(stripped):
                     here = True
                     before = stripped[match.start() - 1 : match.start()]
@@ -95,6 +111,25 @@ def _search(names: Sequence[str], files: Sequence[str], pieces: bool) -> dict[st
             if here:
                 found[name] = ([*places, file] if len(places) < PLACES else places, access or readable)
     return found
+
+
+def _code(text: bytes, documented: bool) -> bytes:
+    """The text without import lines and, for the program's own files, without comments and docstrings."""
+    text = _IMPORT.sub(b"", text)
+    if not documented:
+        return text
+    lines = text.splitlines(keepends=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            for row in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[row] = b"\n"
+    return _COMMENT.sub(b"", b"".join(lines))
 
 
 def _word(name: str) -> re.Pattern[bytes]:

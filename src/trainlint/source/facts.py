@@ -12,12 +12,20 @@ from trainlint.recording.schema import RateAssignment, SourceFacts, SourceLine
 
 #: What the rate of a param group is called where programs write it.
 _RATE = "lr"
+#: Calls that read a rate.
+_RATE_CALLS = frozenset(("get_last_lr", "get_lr", "_get_learning_rate", "get_current_lr"))
+#: Only files with one of these are parsed.
+_TELLING = (b'"lr"', b"'lr'", b"lr=", b"step(", b"get_last_lr", b"get_lr")
+#: An installed package that says none of these does not train: its ``step`` is something else.
+_ABOUT_TRAINING = (b"optim", b"sched", b"param_groups", b"lightning", b"accelerat")
 
 
 def read_source(files: Iterable[str]) -> SourceFacts:
     """Facts from the program's own files among ``files``; files that cannot be read or parsed are left out."""
     kept: list[str] = []
     assignments: list[RateAssignment] = []
+    reads: list[SourceLine] = []
+    steps: list[SourceLine] = []
     for file in dict.fromkeys(files):
         if not file.endswith(".py") or not is_own_file(file):
             continue
@@ -28,8 +36,19 @@ def read_source(files: Iterable[str]) -> SourceFacts:
         finder = _Rates(file)
         finder.visit(tree)
         assignments += finder.found
+        reads += finder.reads
+        steps += finder.steps
     assignments.sort(key=lambda a: (a.at.file, a.at.line))
-    return SourceFacts(files=tuple(kept), rate_assignments=tuple(assignments))
+    return SourceFacts(
+        files=tuple(kept),
+        rate_assignments=tuple(assignments),
+        rate_reads=_in_order(reads),
+        step_calls=_in_order(steps),
+    )
+
+
+def _in_order(lines: list[SourceLine]) -> tuple[SourceLine, ...]:
+    return tuple(sorted(dict.fromkeys(lines), key=lambda at: (at.file, at.line)))
 
 
 def _parse(file: str) -> ast.Module | None:
@@ -38,8 +57,10 @@ def _parse(file: str) -> ast.Module | None:
             return None
         with open(file, "rb") as f:
             text = f.read()
-        if b'"lr"' not in text and b"'lr'" not in text and b"lr=" not in text:
-            # Nothing here can assign a rate; an empty tree saves the parse.
+        if not any(word in text for word in _TELLING):
+            # Nothing here can assign or read a rate or make a step; an empty tree saves the parse.
+            return ast.Module(body=[], type_ignores=[])
+        if "site-packages" in file and not any(word in text for word in _ABOUT_TRAINING):
             return ast.Module(body=[], type_ignores=[])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -49,13 +70,18 @@ def _parse(file: str) -> ast.Module | None:
 
 
 class _Rates(ast.NodeVisitor):
-    """Assignments of a param group's rate: ``group["lr"] = x``, ``group["lr"] *= x``, ``group.update(lr=x)``."""
+    """Assignments of a param group's rate (``group["lr"] = x``, ``*= x``, ``group.update(lr=x)``), reads, steps."""
 
     def __init__(self, file: str) -> None:
         self.file = file
         self.function: list[str] = []
         self.groups: list[set[str]] = [set()]
         self.found: list[RateAssignment] = []
+        self.reads: list[SourceLine] = []
+        self.steps: list[SourceLine] = []
+
+    def _line(self, node: ast.expr) -> SourceLine:
+        return SourceLine(self.file, node.lineno, ".".join(self.function))
 
     def _add(self, node: ast.stmt | ast.expr) -> None:
         self.found.append(RateAssignment(SourceLine(self.file, node.lineno, ".".join(self.function))))
@@ -108,6 +134,21 @@ class _Rates(ast.NodeVisitor):
             )
             if by_name or by_dict:
                 self._add(node)
+        name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+        if name == "step":
+            self.steps.append(self._line(node))
+        elif name in _RATE_CALLS:
+            self.reads.append(self._line(node))
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if (
+            isinstance(node.ctx, ast.Load)
+            and isinstance(node.slice, ast.Constant)
+            and node.slice.value == _RATE
+            and self._is_group(node.value)
+        ):
+            self.reads.append(self._line(node))
         self.generic_visit(node)
 
     def _target(self, target: ast.expr) -> None:
