@@ -79,11 +79,13 @@ class Launch:
     template: tuple[str, ...] = ()
     files: tuple[GeneratedFile, ...] = ()
     notes: tuple[str, ...] = ()
+    #: What to call it where the command says nothing to people (an entry function).
+    title: str = ""
 
     @property
     def shown(self) -> str:
-        """The command as one line of shell, secrets masked."""
-        return masked_command(self.command)
+        """For people: the title, or the command as one line of shell, secrets masked."""
+        return self.title or masked_command(self.command)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from trainlint.launch import candidates as found_in
@@ -179,10 +180,12 @@ def _entry(entry: str, by: str, config: Path | None, overrides: Sequence[str], c
             files = (GeneratedFile(ENTRY_CONFIG, "entry-config.json", json.dumps(tree, default=str)),)
     elif overrides:
         raise LaunchError("There is no config that the overrides could change.", "Name it: trainlint check CONFIG …")
-    return _launch(
+    launch = _launch(
         Candidate(0, f"the function {entry}, told by {by}", tuple(words), cwd),
         2, config, overrides, interpreter=chosen, absolute=True, files=files,
     )  # fmt: skip
+    shown = _shown_path(config, cwd) if config is not None else ""
+    return replace(launch, title=f"{entry}({shown})")
 
 
 # ------------------------------------------------------------------------------------------------ routes 4, 5, 6

@@ -22,7 +22,7 @@ from trainlint.launch.output import Output
 from trainlint.launch.prepare import Folder, Prepared, prepare
 from trainlint.launch.processes import Tree, environment_of, look, send
 from trainlint.launch.routes import config_secrets
-from trainlint.launch.secrets import masked_command, redact, secrets_in_arguments, secrets_in_environment
+from trainlint.launch.secrets import redact, secrets_in_arguments, secrets_in_environment
 from trainlint.recording.schema import SourceLine
 
 #: How often the streams are looked at; a parked program waits this long at most.
@@ -90,7 +90,7 @@ class _Watch:
     # -- starting
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Output]:
-        self._say(f"starting {masked_command(self.launch.command)}")
+        self._say(f"starting {self.launch.shown}")
         reading, writing = os.pipe()
         try:
             process = subprocess.Popen(
