@@ -11,12 +11,14 @@ from trainlint.contract import Finding, Key, NotApplicable, NotObserved, Recordi
 from trainlint.recording.describe import place, plural
 from trainlint.recording.schema import ConfigFacts, ConfigKey, NameMention, OptimizerStep, Value
 
+#: Takers that only show or store a section.
+_DUMPS = frozenset(("print", "logging", "pickle", "json.dump", "yaml.dump", "save_hyperparameters", "logger", "wandb"))
 #: Keys named in one finding; a section with more gives several.
 _MOST = 8
 #: Settings that other checks hold against what the run does: TL104, and TL404 for the rate in the log.
 _JUDGED_ELSEWHERE = frozenset(
-    """learning_rate weight_decay betas beta1 beta2 eps momentum schedule warmup_steps warmup_epochs warmup_ratio min_lr
-    min_lr_ratio precision bf16 fp16 accumulation clip_norm clip_value batch_size max_steps epochs seed log_lr""".split()
+    """learning_rate weight_decay betas beta1 beta2 eps momentum schedule warmup_steps warmup_epochs warmup_ratio
+    min_lr min_lr_ratio precision bf16 fp16 accumulation clip_norm clip_value batch_size max_steps epochs seed log_lr""".split()
 )
 #: Words of keys that are read after the watched steps, often by code that is imported only then.
 _LATER = re.compile(
@@ -157,7 +159,7 @@ def _finding(run: Recording, config: ConfigFacts, group: Sequence[_Unused]) -> F
     named = ", ".join(f"{k.path} = {_value(k)}{_where(k)}" for k in shown)
     if len(shown) < len(keys):
         named += f" and {plural(len(keys) - len(shown), 'more key')}"
-    it, they = ("its name", "It was") if len(keys) == 1 else ("their names", "They were")
+    it, they, stands = ("its name", "It was", "stands") if len(keys) == 1 else ("their names", "They were", "stand")
     sources = plural(len(run.program.sources), "loaded source file")
     if any(u.bulk for u in group):
         how = f"{they} only taken in bulk ({_takers(keys)}), and none of the {sources} mentions {it}."
@@ -215,9 +217,7 @@ def _takers(keys: Sequence[ConfigKey]) -> str:
     found: dict[str, bool] = {}
     for key in keys:
         for read in key.reads or ():
-            dump = read.by in ("print", "logging", "pickle", "json.dump", "yaml.dump") or read.by.startswith(
-                "OmegaConf."
-            )
+            dump = read.by in _DUMPS or read.by.startswith("OmegaConf.")
             found.setdefault(f"{read.by}{' at ' + place(read.at) if read.at else ''}", dump)
     ordered = sorted(found, key=lambda text: found[text])
     more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
