@@ -62,6 +62,16 @@ def test_without_facts_a_check_is_not_observed() -> None:
     assert verdict(one(yields(Finding("bad"))), not_started)[0] == "not-observed"
 
 
+@pytest.mark.parametrize("body", [yields(), raises(NotApplicable("no scheduler"))])
+def test_a_program_that_died_first_clears_nothing(body) -> None:
+    died = Recording(ending=Ending("exit", exit_code=1, error="IndexError"))
+    assert verdict(one(body), died)[0] == "not-observed"
+    assert verdict(one(yields(Finding("bad"))), died)[0] == "failed"
+    # What needs no run is judged as ever; a program that only never steps has shown how it trains.
+    assert verdict(one(yields(), facts=ConfigFacts), died, ConfigFacts())[0] == "passed"
+    assert verdict(one(body), Recording(ending=Ending("backward-cap")))[0] != "not-observed"
+
+
 def test_findings_before_not_observed_count() -> None:
     got = report(one(raises(NotObserved("the rest"), Finding("bad"))))
     assert [v.verdict for v in got.verdicts] == ["failed"]
@@ -386,3 +396,11 @@ def test_an_empty_recording_and_no_facts_at_all_are_judged() -> None:
     catalog = one(yields())
     assert report(catalog, Recording()).exit_code == 2
     assert report(catalog, None).exit_code == 0
+
+
+def test_a_card_that_cannot_be_drawn_costs_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRAINLINT_DEBUG", raising=False)
+    broken = dataclasses.replace(RUN, optimizers=(Optimizer(0, "SGD", groups=None, steps=3),))  # type: ignore[arg-type]
+    got = report(one(yields(Finding("bad"))), broken)
+    assert [f.message for f in got.findings] == ["bad"]
+    assert any("card could not be drawn" in note for note in got.notes)

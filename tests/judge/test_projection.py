@@ -13,6 +13,7 @@ from trainlint.recording.projection import active_schedulers, planned_steps, pro
 from trainlint.recording.schema import (
     CurvePoint,
     Loader,
+    Optimizer,
     Plan,
     RateAssignment,
     ScalerEvent,
@@ -320,6 +321,15 @@ def test_flat_beyond_the_end_is_flat_for_good() -> None:
         plan=Plan(100, source="x"),
     )
     assert projection(run, 0).end_rate == 0.0
+
+
+def test_a_scheduler_on_a_wrapped_optimizer_belongs_to_the_only_one() -> None:
+    rate = cosine(PEAK, 100)
+    wrapped = scheduler(rate, 100, optimizer=None)
+    run = loop(rate, schedulers=[wrapped], plan=Plan(100, source="x"))
+    assert projection(run, 0).reaches_end_at_step == 101
+    two = dataclasses.replace(run, optimizers=(*run.optimizers, Optimizer(1, "SGD")))
+    assert active_schedulers(two, 0) == ()
 
 
 def test_planned_steps() -> None:

@@ -14,7 +14,15 @@ from trainlint.judge.locate import Locator
 from trainlint.judge.scrub import clean_command
 from trainlint.recording.describe import percent, plural
 from trainlint.recording.projection import Projected, projection
-from trainlint.recording.schema import ConfigFacts, Optimizer, ParamGroup, Recording, SourceLine
+from trainlint.recording.schema import (
+    Backward,
+    ConfigFacts,
+    Optimizer,
+    OptimizerStep,
+    ParamGroup,
+    Recording,
+    SourceLine,
+)
 from trainlint.report.model import CardLine, RunCard
 
 Section = tuple[list[CardLine], Any]
@@ -51,8 +59,10 @@ def build_card(
         "resume": card_loop.resume(recording, locator),
         "logging": card_loop.logging(recording, wanted),
     }
+    trained = any(isinstance(event, (Backward, OptimizerStep)) for event in recording.events)
     for name, (lines, values) in parts.items():
-        if lines:
+        # Of a program that died before it trained, "nothing was logged" says nothing.
+        if lines and (trained or name not in ("length", "resume", "logging")):
             sections[name] = tuple(lines)
         data[name] = values
     return RunCard(sections=sections, curves=card_schedule.curves(recording, curves), data=data)

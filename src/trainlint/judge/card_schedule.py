@@ -27,7 +27,11 @@ def rate_words(seen: Projected) -> str:
     if len({r for _, r in seen.points}) == 1:
         return f"{number(rates[0])}, constant"
     if seen.peak_rate is not None:
-        return f"{number(seen.peak_rate)} at the peak, {number(rates[0])} at the first step"
+        first = number(rates[0])
+        if number(seen.peak_rate) != first:
+            return f"{number(seen.peak_rate)} at the peak, {first} at the first step"
+        if seen.end_rate is not None:
+            return f"{first} at the first step, {number(seen.end_rate)} at the last"
     if len(set(rates)) == 1:
         return f"{number(rates[0])} in the watched steps"
     return f"{number(rates[0])} to {number(rates[-1])} in the watched steps"

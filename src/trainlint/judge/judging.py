@@ -20,7 +20,7 @@ from trainlint.judge.scrub import clean, clean_command
 from trainlint.judge.selection import covered, select
 from trainlint.judge.suppression import Suppression, suppressions_from
 from trainlint.judge.troubles import Course, course
-from trainlint.report.model import Location, PreventedAct, Report, ReportFinding, Verdict
+from trainlint.report.model import Location, PreventedAct, Report, ReportFinding, RunCard, Verdict
 
 #: Set to anything, the report holds the full traceback of a check that crashed.
 DEBUG = "TRAINLINT_DEBUG"
@@ -95,25 +95,26 @@ def judge(
     config = config or tracked
     locator = Locator(recording, (config, tracked), options.cwd or Path.cwd())
 
-    facts = _facts(recording, config, source, options)
+    went = course(recording, options.hint) if recording is not None else Course()
+    facts = _facts(recording, config, source, options, went)
     outcomes = [(entry, run_check(entry, facts)) for entry in selected]
     found, notes = _suppressed(_gathered(outcomes, locator), outcomes, suppressions, catalog)
-    went = course(recording, options.hint) if recording is not None else Course()
     troubles = (*options.troubles, *went.troubles, *_crashes(outcomes))
     failing = any(f.suppressed is None and Severity(f.finding.severity or "info").rank <= fail_on.rank for f in found)
     crashed = any(o.verdict == CRASHED for _, o in outcomes)
     # A program that went on and on without a step is explained by a finding, when a check has proven why.
     impossible = went.no_step and not (went.never_stepped and failing)
     exit_code = 2 if crashed or options.troubles or impossible else int(failing and not options.exit_zero)
+    card, undrawn = _card(recording, config, options.route, locator)
     report = Report(
         version=trainlint.__version__,
-        card=build_card(recording, config, route=options.route, locator=locator),
+        card=card,
         verdicts=tuple(Verdict(e.code, e.name, o.verdict, o.reason) for e, o in outcomes),
         findings=_reported(found),
         prevented=_prevented(recording),
         exit_code=exit_code,
         troubles=troubles,
-        notes=(*options.notes, *went.notes, *notes),
+        notes=(*options.notes, *went.notes, *notes, *undrawn),
         program_output=went.output,
         created_files=recording.created_files if recording is not None else 0,
     )
@@ -139,7 +140,11 @@ def _severity(word: str) -> Severity:
 
 
 def _facts(
-    recording: Recording | None, config: ConfigFacts | None, source: SourceFacts | None, options: JudgeOptions
+    recording: Recording | None,
+    config: ConfigFacts | None,
+    source: SourceFacts | None,
+    options: JudgeOptions,
+    went: Course,
 ) -> Facts:
     given: dict[type, tuple[Any, str]] = {
         Recording: (recording, options.no_run),
@@ -151,7 +156,9 @@ def _facts(
     if recording is not None and recording.ending.how == "not-started" and not recording.events:
         del known[Recording]
         missing[Recording] = "the program could not be started"
-    return Facts(known, missing)
+    # A program that went through many backwards without a step has shown how it trains; one that died has not.
+    short = went.no_step and not went.never_stepped
+    return Facts(known, missing, "the program made no optimizer step; it has to reach one" if short else "")
 
 
 def _gathered(outcomes: Sequence[tuple[CatalogEntry, Outcome]], locator: Locator) -> list[_Found]:
@@ -220,6 +227,18 @@ def _crashes(outcomes: Sequence[tuple[CatalogEntry, Outcome]]) -> list[str]:
             more = "" if detail else f" Set {DEBUG}=1 for the traceback."
             out.append(f"The check {entry.code} ({entry.name}) crashed: {outcome.reason}.{more}{detail}")
     return out
+
+
+def _card(
+    recording: Recording | None, config: ConfigFacts | None, route: str, locator: Locator
+) -> tuple[RunCard, tuple[str, ...]]:
+    """The card; a recording that it cannot be drawn from (edited by hand, of another version) costs no finding."""
+    try:
+        return build_card(recording, config, route=route, locator=locator), ()
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        return RunCard(), (f"The run card could not be drawn: {type(error).__name__}: {error}.",)
 
 
 def _prevented(recording: Recording | None) -> tuple[PreventedAct, ...]:

@@ -33,6 +33,9 @@ class Facts:
 
     known: Mapping[type, Any]
     missing: Mapping[type, str]
+    #: Why the recording is too short to clear anything (the program died first); empty when it is not. What it shows is
+    #: still evidence; what it does not show is no claim that it is not there.
+    cut_short: str = ""
 
 
 def run_check(entry: CatalogEntry, facts: Facts) -> Outcome:
@@ -56,11 +59,17 @@ def _run(check: Check, facts: Facts) -> Outcome:
             findings.append(_settled(finding, check.severity))
     except (NotObserved, NotApplicable) as reason:
         if not findings:
-            verdict = NOT_OBSERVED if isinstance(reason, NotObserved) else NOT_APPLICABLE
-            return Outcome(verdict, str(reason) or "no reason given")
+            if isinstance(reason, NotApplicable) and not (check.facts is Recording and facts.cut_short):
+                return Outcome(NOT_APPLICABLE, str(reason) or "no reason given")
+            text = str(reason) if isinstance(reason, NotObserved) else facts.cut_short
+            return Outcome(NOT_OBSERVED, text or "no reason given")
     except Exception as error:
         return Outcome(CRASHED, _in_one_line(error), tuple(findings), traceback.format_exc())
-    return Outcome(FAILED, "", tuple(findings)) if findings else Outcome(PASSED)
+    if findings:
+        return Outcome(FAILED, "", tuple(findings))
+    if check.facts is Recording and facts.cut_short:
+        return Outcome(NOT_OBSERVED, facts.cut_short)
+    return Outcome(PASSED)
 
 
 def _settled(finding: Finding, strongest: Severity) -> Finding:

@@ -114,7 +114,10 @@ def active_schedulers(recording: Recording, optimizer_id: int) -> tuple[Schedule
     The parts of a SequentialLR or ChainedScheduler are built on the same optimizer before it; they are told by class
     and order. Of several that remain, those that were stepped count; when none was, all of them.
     """
-    own = [s for s in recording.schedulers if s.optimizer == optimizer_id]
+    # A scheduler built on a wrapper (accelerate's AcceleratedOptimizer) may not say which optimizer is inside. When
+    # there is only one, it is that; whether the rates follow is looked at before anything is projected.
+    alone = len(recording.optimizers) == 1
+    own = [s for s in recording.schedulers if s.optimizer == optimizer_id or (s.optimizer is None and alone)]
     inside: set[int] = set()
     for holder in own:
         for child in holder.children:
@@ -163,7 +166,7 @@ class _Curve:
         return max(self.rates)
 
     def at(self, calls: int) -> float | None:
-        """Rate after ``calls`` calls, linear between points; ``None`` where it is not known (schedules turn or raise)."""
+        """Rate after ``calls`` calls, linear between points; ``None`` where it is not known."""
         if calls >= self.flat_from:
             return self.rates[-1]
         if calls < self.calls[0] or calls > self.calls[-1]:
