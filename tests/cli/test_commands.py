@@ -225,14 +225,14 @@ def test_an_internal_error_is_two_lines_and_exit_2(
 
     monkeypatch.setattr(app, "dispatch", broken)
     monkeypatch.delenv("TRAINLINT_DEBUG", raising=False)
-    assert cli.run(["check"]) == 2
+    assert cli.execute(["check"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "trainlint: internal error: ZeroDivisionError: nothing to divide"
     assert "TRAINLINT_DEBUG=1" in said[1]
     assert len(said) == 2
     monkeypatch.setenv("TRAINLINT_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
-        cli.run(["check"])
+        cli.execute(["check"])
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -232,8 +232,13 @@ def test_a_rate_of_zero_has_no_invented_scale() -> None:
 
 def test_watched_steps_alone_are_not_called_the_planned_run() -> None:
     report = dataclasses.replace(samples.EMPTY, card=RunCard({}, (Curve("all", ((1, 0.1), (3, 0.1)), "observed"),)))
-    assert "in the watched steps" in shown(report)
-    assert "planned run" not in shown(report)
+    assert "learning rate by optimizer step, in the watched steps" in shown(report)
+    assert "in the watched steps" not in shown(samples.FULL)
+
+
+def test_a_note_that_holds_for_all_curves_is_said_once() -> None:
+    lines = plot(*(Curve(f"group {i}", ((0, 1.0 + i), (9, 1.0)), "projected", "called once") for i in range(3)))
+    assert sum("called once" in line for line in lines) == 1
 
 
 def test_too_many_groups_are_counted() -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 def main() -> None:
     """Entry point of ``trainlint`` and ``python -m trainlint``: exits with 0, 1 or 2."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(execute(sys.argv[1:]))
 
 
-def run(argv: Sequence[str]) -> int:
+def execute(argv: Sequence[str]) -> int:
     """Run a command line and return its exit status: 0 nothing found, 1 findings, 2 the job could not be done."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character must not end the report.

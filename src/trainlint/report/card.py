@@ -55,8 +55,8 @@ class CardView:
         if self.card.curves:
             yield Text()
             whole = any(curve.kind != "observed" for curve in self.card.curves)
-            over = "over the whole planned run" if whole else "in the watched steps"
-            yield Text(f" learning rate by optimizer step, {over}", style="bold")
+            over = "" if whole else ", in the watched steps"
+            yield Text(f" learning rate by optimizer step{over}", style="bold")
             yield CurvePlot(self.card.curves, self.pen)
 
     def _sections(self) -> list[str]:

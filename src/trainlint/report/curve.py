@@ -152,6 +152,9 @@ class CurvePlot:
         several = len(self.labels) > 1
         signs = {"observed": "●", "configured": "┄"} if self.pen.unicode else {"observed": "o", "configured": "."}
         line_sign = "─" if self.pen.unicode else "*"
+        notes = {c.note for c, _ in self.curves if c.kind == "projected"}
+        #: Said once when it holds for every curve.
+        common = notes.pop() if several and len(notes) == 1 else ""
         for label in self.labels:
             mine = [(c, p) for c, p in self.curves if c.label == label]
             kinds = {c.kind for c, _ in mine}
@@ -167,7 +170,7 @@ class CurvePlot:
                 head.append(f"{sign:<2} ", style=self._style(curve))
                 head.append(f"{self.pen.line(label)}, {self.pen.line(curve.kind)}:", style="dim")
                 body = self.pen.line(_summary(points))
-                if curve.note:
+                if curve.note and not (common and curve.note == common):
                     body += f" ({self.pen.line(curve.note)})"
                 indent = head.cell_len + 1
                 if indent > width // 2:
@@ -176,6 +179,8 @@ class CurvePlot:
                 yield from hanging(head, wrap(Text(body), console, width - indent), indent=0, label_width=indent)
         if self.hidden:
             yield Text(f"   and {self.hidden} more, not drawn", style="dim")
+        if common:
+            yield from hanging(Text(), wrap(self.pen.text(common, "dim"), console, width - 3), indent=3, label_width=0)
 
 
 def _summary(points: Sequence[tuple[int, float]]) -> str:
