@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .core import Recorder
-from .modules import dtype_name
+from .modules import dtype_name, inner_optimizer
 from .patching import ImportHooks, around, wrap
 from .watch import Session
 
@@ -53,11 +53,11 @@ def install(session: Session, hooks: ImportHooks) -> None:
     @recorder.quiet
     def after_unscale(result: Any, token: Any, self: Any, optimizer: Any) -> None:
         session.unscaled = True
-        event("unscale", self, optimizer=recorder.optimizers.get(optimizer))
+        event("unscale", self, optimizer=recorder.optimizers.get(inner_optimizer(optimizer)))
 
     @recorder.quiet
     def before_step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        watched = session.optimizers.of(_inner(optimizer))
+        watched = session.optimizers.of(inner_optimizer(optimizer))
         return watched.number, watched.steps
 
     @recorder.quiet
@@ -82,9 +82,3 @@ def install(session: Session, hooks: ImportHooks) -> None:
     wrap(scaler, "unscale_", around(after=after_unscale))
     wrap(scaler, "step", around(before_step, after_step))
     wrap(scaler, "update", around(after=after_update))
-
-
-def _inner(optimizer: Any) -> Any:
-    """The torch optimizer inside accelerate's wrapper."""
-    inner = optimizer.__dict__.get("optimizer")
-    return inner if inner is not None and hasattr(inner, "param_groups") else optimizer

@@ -216,6 +216,16 @@ def unregistered(modules: list[Any], base: type) -> dict[int, str]:
     return out
 
 
+def inner_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer inside a wrapper that looks like one (accelerate's ``AcceleratedOptimizer``)."""
+    for _ in range(4):
+        inner = getattr(optimizer, "__dict__", {}).get("optimizer")
+        if inner is None or not hasattr(inner, "param_groups"):
+            break
+        optimizer = inner
+    return optimizer
+
+
 def kind_of(owner: Any, attribute: str) -> str:
     """``norm``, ``embedding``, ``bias``, ``weight`` or ``other``."""
     import torch

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import curves
 from .core import Recorder, clean, scalar
+from .modules import inner_optimizer
 from .patching import ImportHooks, around, wrap
 from .watch import Session
 
@@ -66,7 +67,7 @@ class Schedulers:
 
     def _write(self, watched: SchedulerWatch) -> None:
         scheduler = watched.scheduler
-        optimizer = getattr(scheduler, "optimizer", None)
+        optimizer = inner_optimizer(getattr(scheduler, "optimizer", None))
         horizon = curves.horizon(scheduler)
         points: list[tuple[int, list[float]]] = []
         missing = watched.missing
