@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from . import config_access
 from .core import Recorder
 
 #: A program whose optimizers step at different rates (a GAN's critic) is watched until the slowest has made its steps,
@@ -60,6 +61,8 @@ class Session:
         )
         if self.done:
             self.close()
+        else:
+            config_access.flush(self.recorder)
         supervisor = self.recorder.settings.supervisor
         if supervisor and not alive(supervisor):
             # Nobody is left to end this program: it must not train on unwatched.
@@ -73,6 +76,7 @@ class Session:
                     closer()
                 except Exception as error:
                     self.recorder.problem(f"closing {getattr(closer, '__qualname__', closer)}", error)
+            config_access.flush(self.recorder)
             self.recorder.flush_later()
         self._closed = True
 
