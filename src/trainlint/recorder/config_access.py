@@ -182,8 +182,13 @@ def _candidates(recorder: Recorder) -> set[str]:
 
 def flush(recorder: Recorder) -> None:
     """Write what is known now, if it changed. Called at every optimizer step and at exit."""
-    if _state is not None:
-        recorder.quiet(_state.flush)()
+    if _state is None:
+        return
+    with recorder.working():  # also called from inside other instruments, where a quiet function would be skipped
+        try:
+            _state.flush()
+        except Exception as error:
+            recorder.problem("config flush", error)
 
 
 def install(recorder: Recorder, hooks: ImportHooks) -> None:
