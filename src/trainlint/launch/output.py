@@ -30,11 +30,14 @@ def plain(text: str) -> str:
     """One line without terminal escapes and control characters, tabs as blanks, cut when it is very long."""
     if "\x1b" in text or "\x9b" in text:
         text = _ESCAPE.sub("", text)
-    while "\b" in text:  # a progress bar of backspaces
-        shorter = re.sub(r"[^\b]\b", "", text)
-        if shorter == text:
-            break
-        text = shorter
+    if "\b" in text:  # a progress bar of backspaces
+        kept: list[str] = []
+        for character in text:
+            if character != "\b":
+                kept.append(character)
+            elif kept:
+                kept.pop()
+        text = "".join(kept)
     text = _CONTROL.sub("", text.expandtabs(4)).rstrip()
     return text if len(text) <= LINE_CHARACTERS else text[: LINE_CHARACTERS - 1] + "…"
 

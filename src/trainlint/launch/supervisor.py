@@ -175,9 +175,7 @@ class _Watch:
         stopped = [w for w in (w.parked_at if w.parked_at is not None else w.done_at for w in workers) if w is not None]
         if not stopped:
             return False
-        waiting = [
-            w for w in workers if w.parked_at is None and not w.finished and self._may_train(w) and _exists(w.pid)
-        ]
+        waiting = [w for w in workers if w.parked_at is None and self._may_train(w) and _exists(w.pid)]
         late = [w for w in waiting if w.done_at is None]
         if late and now - min(stopped) <= max(LATE_RANK_S, 5 * max(w.step_s for w in workers)):
             return False
