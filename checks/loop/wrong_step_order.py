@@ -192,13 +192,13 @@ def _lost_finding(run: Recording, optimizer: Optimizer, lost: _Lost, intervals: 
     before = _earlier(step.at, lost.backward.at) if _comparable(step.at, lost.backward.at) else new_batch
     if before:
         what = (
-            f"{name_optimizer(optimizer)} steps before backward: zero_grad ({_line(lost.clearing.at)}), step "
+            f"{optimizer.class_name} steps before backward: zero_grad ({_line(lost.clearing.at)}), step "
             f"({_line(step.at)}), then backward ({_line(lost.backward.at)})."
         )
     else:
         what = (
-            f"zero_grad ({_line(lost.clearing.at)}) comes between backward ({_line(lost.backward.at)}) and the step of "
-            f"{name_optimizer(optimizer)} ({_line(step.at)})."
+            f"zero_grad ({_line(lost.clearing.at)}) comes between backward ({_line(lost.backward.at)}) and "
+            f"{optimizer.class_name}'s step ({_line(step.at)})."
         )
     return Finding(
         f"{what} It cleared the gradients of {plural(lost.clearing.had_gradients or 0, 'tensor')}; {n} of "
@@ -284,7 +284,7 @@ def _wiped_finding(run: Recording, optimizer: Optimizer, wiped: _Wiped) -> Findi
     share = f"{n - 1} of {n} micro-batches"
     return Finding(
         f"zero_grad ({_line(wiped.clearing.at)}) runs at every micro-batch, "
-        f"{name_optimizer(optimizer)} steps every {n} "
+        f"{optimizer.class_name} steps every {n} "
         f"({_line(wiped.step.at)}): {share} are thrown away, and each step uses the last one alone. Seen in "
         f"{plural(wiped.intervals, 'step')}; the effective batch is 1/{n} of what accumulation is meant to give.",
         at=wiped.clearing.at or wiped.step.at,

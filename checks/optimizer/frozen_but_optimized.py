@@ -120,10 +120,9 @@ def _moved(
     total = sum(p.numel for p in run.parameters if p.root == frozen[0].root)
     worst = max(frozen, key=lambda p: drift[p.id])
     hyper = next(g.hyperparameters for g in optimizer.groups if worst.id in g.parameters)
-    decay, momentum = hyper.get("weight_decay"), hyper.get("momentum", hyper.get("betas"))
-    why = " and ".join(
-        t for t in (f"weight_decay={decay}" if decay else "", f"momentum {momentum}" if momentum else "") if t
-    )
+    decay, momentum = hyper.get("weight_decay"), hyper.get("momentum")
+    moments = f"betas={hyper['betas']}" if "betas" in hyper else f"momentum={momentum}" if momentum else ""
+    why = " and ".join(t for t in (f"weight_decay={decay}" if decay else "", moments) if t)
     return Finding(
         f"{name_optimizer(optimizer)} moves frozen parameters (requires_grad=False): "
         f"{lines_of(groups, None)} ({100 * sum(p.numel for p in frozen) / max(total, 1):.0f}% of the model's weights). "

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, ParameterName, Recording, Severity, check
-from trainlint.recording.describe import by_module, lines_of, name_optimizer, number, plural, trainable_weights, uses
+from trainlint.recording.describe import (
+    by_module,
+    lines_of,
+    name_optimizer,
+    number,
+    percent,
+    plural,
+    trainable_weights,
+    uses,
+)
 from trainlint.recording.schema import Optimizer, Parameter, RootModule
 
 
@@ -69,10 +78,13 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
             yield _stale(run, unheld, orphans)
         return
     yield from _of_trained_roots(run, [p for p in unheld if p.root in trained], orphans)
-    for root_id in dict.fromkeys(p.root for p in unheld if p.root is not None and p.root not in trained):
-        root = roots.get(root_id)
-        if root is not None:
-            yield from _of_other_root(run, root, [p for p in unheld if p.root == root_id], held)
+    others = [roots[i] for i in dict.fromkeys(p.root for p in unheld) if i in roots and i not in trained]
+    listed = [r for r in others if r.unregistered_in]
+    if listed:
+        yield _in_lists(run, listed, [p for p in unheld if p.root in {r.id for r in listed}])
+    for root in others:
+        if root not in listed:
+            yield from _of_other_root(run, root, [p for p in unheld if p.root == root.id], held)
 
 
 def _held(optimizers: Sequence[Optimizer]) -> dict[int, None]:
@@ -177,13 +189,42 @@ def _whole_modules(run: Recording, unheld: Sequence[Parameter]) -> bool:
     return not any(p.id in held and (p.root, p.name.rpartition(".")[0]) in owners for p in run.parameters)
 
 
+def _in_lists(run: Recording, roots: Sequence[RootModule], unheld: Sequence[Parameter]) -> Finding:
+    """Layers in plain lists, tuples or dicts, which ``parameters()`` does not find."""
+    held = _held(run.optimizers)
+    optimizer = max(run.optimizers, key=lambda o: o.steps)
+    norms = dict(zip(run.outsiders.parameters, run.outsiders.gradient_norm, strict=False)) if run.outsiders else {}
+    largest = max(unheld, key=lambda p: norms.get(p.id) or 0.0)
+    where = {r.id: r.unregistered_in for r in roots}
+    weights = sum(p.numel for p in unheld)
+    total = weights + sum(p.numel for p in run.parameters if p.id in held)
+    names = ", ".join(where[r.id] for r in roots[:3]) + (", ..." if len(roots) > 3 else "")
+    first = roots[0].unregistered_in
+    container = first.partition("[")[0]
+    return Finding(
+        f"{plural(len(roots), 'module')} in a plain list ({names}) {'are' if len(roots) > 1 else 'is'} not registered "
+        f"and in no optimizer: "
+        f"{plural(len(unheld), 'tensor')}, {percent(weights, total)} of the trained weights. A gradient arrives "
+        f"({where.get(largest.root or 0, '')}.{largest.name}: norm {number(norms.get(largest.id))}) "
+        "and they did not change in "
+        f"{plural(optimizer.steps, 'step')} of {name_optimizer(optimizer)}.",
+        at=ParameterName(container),
+        evidence={
+            "modules": [r.unregistered_in for r in roots[:50]],
+            "tensors": len(unheld),
+            "weights": weights,
+            "largest_gradient_norm": norms.get(largest.id),
+            "steps": optimizer.steps,
+        },
+        fix="Keep the layers in torch.nn.ModuleList (or ModuleDict), so that parameters() finds them.",
+        about=container,
+    )
+
+
 def _of_other_root(
     run: Recording, root: RootModule, unheld: Sequence[Parameter], held: Sequence[Parameter]
 ) -> Iterator[Finding]:
     """A module of its own: a forgotten loss head, or something meant to be fixed."""
-    if root.unregistered_in:
-        yield _finding(run, unheld, container=root.unregistered_in)
-        return
     if not root.training or any(p.origin != "fresh" for p in unheld):
         return
     shapes = sorted(p.shape for p in run.parameters if p.root == root.id)
@@ -199,7 +240,6 @@ def _finding(
     *,
     intended: bool = False,
     orphans: Sequence[Parameter] = (),
-    container: str = "",
     separate: RootModule | None = None,
 ) -> Finding:
     roots = {r.id: r.class_name for r in run.roots}
@@ -230,10 +270,7 @@ def _finding(
     fix = _give(run, "them" if separate is None else f"{model}'s parameters")
     fix += " If they are meant to stay fixed, say so with requires_grad_(False)."
     severity: Severity | None = None
-    if container:
-        message = f"{model} in the plain list {container} is not registered, so no optimizer holds it: {text}. {proof}"
-        fix = "Keep the layers in torch.nn.ModuleList (or ModuleDict), so that parameters() finds them."
-    elif separate is not None:
+    if separate is not None:
         severity = Severity.WARNING
         message = f"No optimizer holds any parameter of {model}, a module of its own: {text}. {proof}"
     elif intended:

@@ -11,7 +11,6 @@ from trainlint.recording.describe import (
     by_module,
     lines_of,
     name_optimizer,
-    percent,
     plural,
     trainable_weights,
 )
@@ -179,8 +178,7 @@ def _finding(
             "steps": steps,
         },
         fix=f"Feed the output of {_named(groups)} into the loss without detach or no_grad. If this configuration does "
-        f"not use it, do not build it or set requires_grad_(False) on it ({percent(weights, total)} of the trainable "
-        "weights).",
+        "not use it, do not build it, or set requires_grad_(False) on it.",
         severity=Severity.INFO if small else None,
         about=groups[0].pattern,
     )

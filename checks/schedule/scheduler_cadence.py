@@ -232,7 +232,9 @@ def _too_fast(f: ScheduleOnRun, steps: int, calls: int) -> Finding | None:
     if done is not None:
         when = f"at step {done:,} of {steps:,} ({percent(done, steps)})"
     end = f.projected.end_rate
-    ends = f" The run ends at rate {number(end)}; meant was {number(meant)}." if end is not None else ""
+    ends = ""
+    if end is not None and abs(end - meant) > _HAIR * peak:
+        ends = f" The run ends at rate {number(end)}; meant was {number(meant)}."
     return _finding(
         f,
         f"{name_scheduler(f.scheduler)} is {why}: its {f.horizon:,} calls are over {when}, {then}.{ends}",
@@ -305,7 +307,8 @@ def _not_called(f: ScheduleOnRun) -> Finding | str | None:
         epochs = f.horizon // batches
         return _finding(
             f,
-            f"{name_scheduler(f.scheduler)} has {f.horizon:,} calls, just {epochs} epochs of {batches} batches, but was "
+            f"{name_scheduler(f.scheduler)} has {f.horizon:,} calls, just {epochs} epochs of "
+            f"{batches} batches, but was "
             f"not called in {plural(f.watched, 'step')}: sized in steps and called once per epoch, {epochs} epochs go "
             f"through {percent(epochs, f.horizon)} of its course (rate {number(f.course.rate(epochs))}; meant was "
             f"{number(f.course.end)}).",
@@ -351,6 +354,7 @@ def _no_call_in_the_source(run: Recording) -> bool:
 def _never(f: ScheduleOnRun, text: str) -> Finding | None:
     if f.course.flat:
         return None
+    rises = (f.course.rate(0) or 0.0) < 0.5 * f.course.peak
     end = f"; the schedule would go to {number(f.course.end)}" if f.horizon else ""
     return _finding(
         f,
@@ -359,6 +363,8 @@ def _never(f: ScheduleOnRun, text: str) -> Finding | None:
         kind="never",
         calls=0,
         end=f.course.rate(0),
+        # A decay may be meant to begin in a later epoch; a warm-up is not.
+        severity=None if rises or _no_call_in_the_source(f.run) else Severity.WARNING,
     )
 
 
@@ -375,7 +381,8 @@ def _without_length(f: ScheduleOnRun) -> Finding | str | None:
             when = "at every micro-batch" if at_micro_batches else f"{per_step:g} times per optimizer step"
             return _finding(
                 f,
-                f"{name_scheduler(f.scheduler)} is sized in optimizer steps ({f.horizon:,}, {f.horizon / per_epoch:.3g} "
+                f"{name_scheduler(f.scheduler)} is sized in optimizer steps ({f.horizon:,}, "
+                f"{f.horizon / per_epoch:.3g} "
                 f"epochs of {per_epoch:,}) but called {when}: it is over after {over:,} "
                 f"steps, {over / per_epoch:.2g} epochs, {per_step:g} times too early.",
                 _only_at_steps(f),

@@ -30,7 +30,8 @@ __all__ = [
 class TensorGroup:
     """Parameters under one module path that share a fate.
 
-    ``pattern`` is ``head.*`` when it speaks for every candidate tensor below ``head``, else the tensor's own name.
+    ``pattern`` is ``head.*`` when it speaks for every candidate tensor below ``head``, ``everything`` when for all of
+    the root, else the tensor's own name.
     """
 
     pattern: str
@@ -64,7 +65,9 @@ def by_module(chosen: Sequence[Parameter], candidates: Iterable[Parameter]) -> t
     for p in chosen:
         mixed = rest.get(p.root, set())
         prefix = next((x for x in _prefixes(p.name) if x not in mixed), None)
-        groups.setdefault((p.root, p.name if prefix is None else f"{prefix}.*" if prefix else "*"), []).append(p)
+        groups.setdefault((p.root, p.name if prefix is None else f"{prefix}.*" if prefix else "everything"), []).append(
+            p
+        )
     out = []
     for (_, pattern), members in groups.items():
         single = len(members) == 1
