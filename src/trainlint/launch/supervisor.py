@@ -175,11 +175,12 @@ class _Watch:
         stopped = [w for w in (w.parked_at if w.parked_at is not None else w.done_at for w in workers) if w is not None]
         if not stopped:
             return False
-        waiting = [w for w in workers if w.parked_at is None and self._may_train(w) and _exists(w.pid)]
-        late = [w for w in waiting if w.done_at is None]
+        running = [w for w in workers if w.parked_at is None]
+        late = [w for w in running if w.done_at is None and self._may_train(w) and _exists(w.pid)]
         if late and now - min(stopped) <= max(LATE_RANK_S, 5 * max(w.step_s for w in workers)):
             return False
-        return all(now > _grace_ends(w) for w in waiting if w.done_at is not None)
+        # Also one that is gone: the program may be about to end by itself, and its exit status is worth the wait.
+        return all(now > _grace_ends(w) for w in running if w.done_at is not None)
 
     def _may_train(self, worker: Worker) -> bool:
         """It trains, or its environment makes it a rank that has not begun to."""
