@@ -54,7 +54,7 @@ def test_killed_inside_the_guard(world: World, point: str) -> None:
     furnish(world)
     before = snapshot(world.project)
     for when in ("before", "after"):
-        for nth in range(1, 7):
+        for nth in range(1, 5):
             world.watch(
                 f"""
                 import os, signal, sys
@@ -102,8 +102,9 @@ def test_supervisor_dies(world: World, tmp_path: Path) -> None:
             from watching import environment
             from trainlint.launch.journal import RunFolder
             run = RunFolder(Path({str(world.state)!r}))
-            Path({str(tmp_path / "program.py")!r}).write_text({HARM!r} + "open('ready', 'w').close()\\nimport time; time.sleep(60)")
-            subprocess.Popen([sys.executable, {str(tmp_path / "program.py")!r}], cwd={str(world.project)!r}, env=environment(run))
+            program = Path({str(tmp_path / "program.py")!r})
+            program.write_text({HARM!r} + "open('ready', 'w').close()\\nimport time; time.sleep(60)")
+            subprocess.Popen([sys.executable, str(program)], cwd={str(world.project)!r}, env=environment(run))
             while not os.path.exists({str(world.project / "ready")!r}): pass
             os.kill(os.getpid(), signal.SIGKILL)
             """

@@ -14,10 +14,11 @@ import pytest
 from watching import World, snapshot
 
 #: Does random things to files and prints the outcome of each, and the whole tree again and again.
-PROGRAM = '''
+PROGRAM = """
 import errno, json, os, random, shutil, sys
 rng = random.Random(int(sys.argv[1]))
-names = ["a", "b", "c", "d/a", "d/b", "d/e/a", "d/e", "d", "n", "n/a", "n/m", "n/m/a", "l", "l/a", "x/y", "x"]
+names = ["a", "b", "c", "n", "d", "n/a", "d/a", "d/b", "d/e/a", "d/e", "d", "n", "n/a", "n/m", "n/m/a",
+         "l", "l/a", "x/y", "x"]
 
 def write(p): open(p, "w").write(f"w{rng.random()}")
 def append(p): open(p, "a").write(f"a{rng.random()}")
@@ -36,9 +37,15 @@ def mkdir(p): os.mkdir(p)
 def makedirs(p): os.makedirs(p, exist_ok=True)
 def rename(p): os.rename(p, rng.choice(names))
 def replace(p): os.replace(p, rng.choice(names))
-def move(p): shutil.move(p, rng.choice(names))
+def inside(q, p):  # then what is seen depends on the order of directory entries
+    return os.path.realpath(q).startswith(os.path.realpath(p) + "/")
+def move(p):
+    q = rng.choice(names)
+    if not inside(q, p): shutil.move(p, q)
 def copy(p): shutil.copy(p, rng.choice(names))
-def copytree(p): shutil.copytree(p, rng.choice(names), symlinks=True)
+def copytree(p):
+    q = rng.choice(names)
+    if not inside(q, p): shutil.copytree(p, q, symlinks=True)
 def truncate(p): os.truncate(p, rng.choice([0, 3]))
 def chmod(p): os.chmod(p, rng.choice([0o700, 0o755]) if os.path.isdir(p) else rng.choice([0o600, 0o644]))
 def symlink(p): os.symlink(rng.choice(["a", "d", "nowhere"]), p)
@@ -54,8 +61,8 @@ def dirfd(p):
 def shell(p): return os.system(f"rm -rf {p} 2>/dev/null")
 def shellmv(p): return os.system(f"mv -f {p} {rng.choice(names)} 2>/dev/null")
 
-acts = [write, append, update, appcut, exclusive, read, remove, rmdir, rmtree, mkdir, makedirs, rename, replace, move, copy,
-        copytree, truncate, chmod, symlink, utime, touch, creat, dirfd]
+acts = [write, append, update, appcut, exclusive, read, remove, rmdir, rmtree, mkdir, makedirs, rename, replace, move,
+        copy, copytree, truncate, chmod, symlink, utime, touch, creat, dirfd]
 if len(sys.argv) > 3:
     acts += [shell, shellmv]
 
@@ -81,7 +88,7 @@ for step in range(int(sys.argv[2])):
     except (shutil.Error, RecursionError) as error:
         result = type(error).__name__
     print(json.dumps([act.__name__, path, result, tree()]))
-'''
+"""
 
 
 def furnish(root: Path) -> None:
@@ -108,7 +115,8 @@ def test_random_program(world: World, tmp_path: Path, seed: int) -> None:
     assert plain.returncode == 0, plain.stderr
     before = snapshot(world.project)
     watched = world.watch(
-        f"import sys; sys.argv[1:] = {[str(seed), steps, *extra]!r}\nexec(compile(open({str(source)!r}).read(), 'p', 'exec'))"
+        f"import sys; sys.argv[1:] = {[str(seed), steps, *extra]!r}\n"
+        f"exec(compile(open({str(source)!r}).read(), 'p', 'exec'))"
     )
     assert watched.code == 0, watched.err
     assert world.problems() == []

@@ -40,7 +40,10 @@ def snapshot(root: Path, *, inodes: bool = True, directory_times: bool = True) -
 
 def environment(run: RunFolder) -> dict[str, str]:
     settings = Settings(
-        run_dir=str(run.path), run_id=run.run_id, supervisor=os.getpid(), started_ns=run.started_ns,
+        run_dir=str(run.path),
+        run_id=run.run_id,
+        supervisor=os.getpid(),
+        started_ns=run.started_ns,
         started=run.started_ns / 1e9,
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINLINT_")}
@@ -83,8 +86,12 @@ class World:
         source = self.run.path.parent.parent / f"program-{self.run.run_id}.py"
         source.write_text(textwrap.dedent(program))
         return subprocess.Popen(
-            [self.python, str(source)], cwd=self.project, env={**environment(self.run), **more},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [self.python, str(source)],
+            cwd=self.project,
+            env={**environment(self.run), **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def watch(self, program: str, **more: Any) -> Outcome:

@@ -163,14 +163,12 @@ class RunFolder:
         return self._result
 
     def close(self) -> RestoreResult:
-        """Restore, then delete the run folder; it stays, and is named in the problems, when an original is still in it."""
+        """Restore, then delete the run folder, unless an original is still in it: then the problems name it."""
         result = self.restore()
         if not _delete(self.path):
             note = f"what could not be put back is kept in {self.path}"
             if note not in result.problems:
-                result = RestoreResult(
-                    result.restored, result.removed_files, (*result.problems, note), result.run_id
-                )
+                result = RestoreResult(result.restored, result.removed_files, (*result.problems, note), result.run_id)
                 self._result = result
         if self._lock >= 0:
             os.close(self._lock)

@@ -37,7 +37,11 @@ class Undoing:
         self._close_journal()
         records = self._read()
         limit = self._done_down_to()
-        self._originals = {tuple(r["ino"]) for _, r in records if r["op"] in ("keep", "move", "size", "meta") and "ino" in r}
+        self._originals = {
+            (r["ino"][0], r["ino"][1])
+            for _, r in records
+            if r["op"] in ("keep", "move", "size", "meta") and "ino" in r and not r.get("ours")
+        }
         for offset, record in reversed(records):
             if limit is not None and offset > limit:
                 continue
@@ -56,9 +60,7 @@ class Undoing:
 
     def kept_originals(self) -> list[str]:
         """Originals that are still aside."""
-        return [
-            r["aside"] for _, r in self._read() if r.get("op") == "keep" and os.path.lexists(r.get("aside", ""))
-        ]
+        return [r["aside"] for _, r in self._read() if r.get("op") == "keep" and os.path.lexists(r.get("aside", ""))]
 
     # -- the journal
 
@@ -124,6 +126,8 @@ class Undoing:
             return
         if path.startswith(self.run_dir + "/"):
             return  # goes with the folder
+        if os.path.realpath(os.path.dirname(path)) != os.path.dirname(path):
+            return  # a link stands in the way: this is another file
         self._unsynced_removals = True
         if record.get("own") and stat.S_ISLNK(st.st_mode):
             os.unlink(path)
@@ -144,7 +148,7 @@ class Undoing:
             os.unlink(aside)
             self.restored += 1
             return
-        self._make_room(path, there, for_directory=stat.S_ISDIR(kept.st_mode))
+        self._make_room(path, for_directory=stat.S_ISDIR(kept.st_mode))
         os.rename(aside, path)
         self.restored += 1
 
@@ -157,7 +161,7 @@ class Undoing:
             return
         if there is not None and there.st_ino == ino:
             return
-        self._make_room(src, there, for_directory=stat.S_ISDIR(moved.st_mode))
+        self._make_room(src, for_directory=stat.S_ISDIR(moved.st_mode))
         os.rename(dst, src)
         self.restored += 1
 
@@ -195,7 +199,8 @@ class Undoing:
         st = _lstat(path)
         if st is not None:
             return
-        os.makedirs(path, exist_ok=True)
+        self._make_parents(path)
+        os.mkdir(path)
         os.chmod(path, record["mode"])
         try:
             os.chown(path, *record["owner"])
@@ -217,13 +222,34 @@ class Undoing:
 
     # -- removing
 
-    def _make_room(self, path: str, there: os.stat_result | None, for_directory: bool) -> None:
+    def _make_room(self, path: str, for_directory: bool) -> None:
         """Before an original returns to ``path``: what the run left there goes, what is older steps aside."""
+        self._make_parents(path)
+        there = _lstat(path)
         if there is None:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             return
         if not for_directory and not stat.S_ISDIR(there.st_mode) and not self._older(path, there):
             return  # the rename replaces it at once
+        self._clear(path, there)
+
+    def _make_parents(self, path: str) -> None:
+        """The directories above ``path`` as real ones: the run may have put files and links in their place."""
+        parent = os.path.dirname(path)
+        if os.path.realpath(parent) == parent and os.path.isdir(parent):
+            return
+        above = []
+        while parent != "/":
+            above.append(parent)
+            parent = os.path.dirname(parent)
+        for folder in reversed(above):
+            st = _lstat(folder)
+            if st is not None and not stat.S_ISDIR(st.st_mode):
+                self._clear(folder, st)
+                st = None
+            if st is None:
+                os.mkdir(folder)
+
+    def _clear(self, path: str, there: os.stat_result) -> None:
         self._remove(path, there)
         if os.path.lexists(path):
             beside = f"{path}.trainlint-{os.path.basename(self.run_dir)}"

@@ -1,17 +1,22 @@
 """The file guard: while watched, a program destroys nothing that existed before.
 
 Armed at interpreter start in every Python process of the watched tree. An audit hook sees the acts of Python code just
-before they happen (:mod:`.files_guard` makes them undoable); writers in C++ and Rust are wrapped when their library is
-imported (:mod:`.files_writers`); commands such as ``rm`` and ``mv`` that the program starts are looked at in
-:mod:`.files_commands`, through the ``subprocess`` audit events and, for shell scripts, through small programs of the same
-name that the supervisor puts first on ``PATH`` (:mod:`.shim`).
+before they happen (:mod:`.files_guard` makes them undoable). Writers in C++ and Rust are wrapped when their library is
+imported (:mod:`.files_writers`). Commands such as ``rm`` and ``mv`` are looked at in :mod:`.files_commands`, through
+the ``subprocess`` audit events and, for shell scripts, through small programs of the same name that the supervisor puts
+first on ``PATH`` (:mod:`.shim`).
 
-What still escapes: writes and deletes in C/C++/Rust/Go code that is not in the table of :mod:`.files_writers` (also
-through ``ctypes``); other commands than those named in :mod:`.files_commands` and shell redirections (``sh -c '... > f'``);
-the named commands when a shell script calls them by their absolute path; ``python -I``, ``-S`` or ``-E``, containers and
-remote machines; ``truncate()`` of an open file larger than 64 MiB that was opened to append (its growth is undone, a cut
-is not); extended attributes; writes through a memory map that was made before the guard was armed. The program works on
-a copy of a file that it opens for update, so a lock on a non-empty file does not reach programs outside the run.
+What still escapes:
+
+- writes and deletes in C, C++, Rust or Go that the table of :mod:`.files_writers` does not name (also by ``ctypes``);
+- other commands than those of :mod:`.files_commands`, shell redirections (``sh -c '... > f'``), and the named commands
+  where a shell script calls them by their absolute path;
+- ``python -I``, ``-S`` or ``-E``, containers and remote machines;
+- ``truncate()`` of an open file larger than 64 MiB that was opened to append: its growth is undone, a cut is not;
+- extended attributes, and memory maps that other processes share.
+
+The program works on a copy of a non-empty file that it opens for update or to append, so a lock on such a file does
+not reach programs outside the run.
 """
 
 from __future__ import annotations
@@ -23,9 +28,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .core import Recorder, line_of, user_frame
-from .files_guard import Closed, Guard, Refused, canonical
+from .core import Recorder
+from .files_guard import Guard
+from .files_keep import Refused, canonical
 from .patching import ImportHooks
+from .undo import Closed
 
 Handler = Callable[[Guard, tuple[Any, ...]], None]
 
@@ -174,12 +181,9 @@ def audit(event: str, args: tuple[Any, ...]) -> None:
     if event == "open":
         if not args[2] & _WRITING:
             return
-        handler: Handler | None = _open
-    else:
-        handler = HANDLERS.get(event)
-        if handler is None:
-            return
-    protect(handler, args, event)
+    handler = HANDLERS.get(event)
+    if handler is not None:
+        protect(handler, args, event)
 
 
 def protect(handler: Handler, args: tuple[Any, ...], event: str) -> None:
@@ -238,7 +242,7 @@ def install(recorder: Recorder, hooks: ImportHooks) -> None:
     start = os.getcwd()
 
     def emit(action: str, target: str, detail: str) -> None:
-        at = line_of(user_frame(sys._getframe(1)))
+        at = recorder.user_line()
         recorder.emit("prevented", {"action": action, "target": target, "detail": detail, "at": at})
 
     guard = Guard(settings.run_dir, settings.run_id, lambda: cache_folders(start), emit)
@@ -316,11 +320,12 @@ def _note_created(guard: Guard, args: tuple[Any, ...]) -> None:
 
 # --------------------------------------------------------------------------------------------- caches
 
-_CACHE_VARIABLES = """HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_ASSETS_CACHE HF_XET_CACHE HUGGINGFACE_HUB_CACHE
-    TRANSFORMERS_CACHE HF_MODULES_CACHE HF_EVALUATE_CACHE XDG_CACHE_HOME TORCH_HOME TORCH_EXTENSIONS_DIR TRITON_CACHE_DIR
-    TORCHINDUCTOR_CACHE_DIR NUMBA_CACHE_DIR CUDA_CACHE_PATH MPLCONFIGDIR PIP_CACHE_DIR UV_CACHE_DIR NLTK_DATA KERAS_HOME
-    TIKTOKEN_CACHE_DIR DATA_GYM_CACHE_DIR TFDS_DATA_DIR KAGGLEHUB_CACHE PYTHONPYCACHEPREFIX""".split()
-_CACHE_FOLDERS = "~/.cache ~/.triton ~/.nv ~/.torch ~/.keras ~/nltk_data ~/.config/matplotlib ~/.ipython ~/.astropy".split()
+_CACHE_VARIABLES = """HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_ASSETS_CACHE HF_XET_CACHE HUGGINGFACE_HUB_CACHE TRANSFORMERS_CACHE
+    HF_MODULES_CACHE HF_EVALUATE_CACHE XDG_CACHE_HOME TORCH_HOME TORCH_EXTENSIONS_DIR TRITON_CACHE_DIR
+    TORCHINDUCTOR_CACHE_DIR NUMBA_CACHE_DIR CUDA_CACHE_PATH MPLCONFIGDIR PIP_CACHE_DIR UV_CACHE_DIR NLTK_DATA
+    KERAS_HOME TIKTOKEN_CACHE_DIR DATA_GYM_CACHE_DIR TFDS_DATA_DIR KAGGLEHUB_CACHE PYTHONPYCACHEPREFIX""".split()
+_CACHE_FOLDERS = """~/.cache ~/.triton ~/.nv ~/.torch ~/.keras ~/nltk_data ~/.config/matplotlib ~/.ipython
+    ~/.astropy""".split()
 
 
 def cache_folders(start: str) -> tuple[str, ...]:
@@ -336,6 +341,7 @@ def cache_folders(start: str) -> tuple[str, ...]:
         found.append(f"/tmp/torchinductor_{getpass.getuser()}")
     except (KeyError, OSError):
         pass
+    found.append(os.path.dirname(os.path.abspath(__file__)))  # compiled modules of the recorder itself
     real_start = os.path.realpath(start) + "/"
     folders = {os.path.realpath(p) for p in found if p and os.path.isabs(p)}
     return tuple(p for p in folders if p != "/" and not real_start.startswith(p.rstrip("/") + "/"))

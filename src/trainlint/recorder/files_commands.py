@@ -1,7 +1,7 @@
 """Commands that a watched program starts: what they would do to files is made undoable, what would upload is not done.
 
-``DESTRUCTIVE`` commands are read as their manual pages say and then run for real. Uploads, and git commands that change a
-repository that existed before, cannot be undone and are prevented.
+``DESTRUCTIVE`` commands are read as their manual pages say and then run for real. Uploads, and git commands that change
+a repository that existed before, cannot be undone and are prevented.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .files_guard import Guard, Refused, canonical, lstat
+from .files_guard import Guard
+from .files_keep import Refused, canonical, lstat
 
 #: Files of one copied tree that are looked at one by one; beyond that the command is refused.
 TREE_CAP = 50_000
@@ -51,8 +52,8 @@ def _stands_in(guard: Guard, program: str, env: Any) -> bool:
     shims = os.path.join(guard.run_dir, "shims")
     if os.path.dirname(program):
         return os.path.realpath(os.path.dirname(program)) == shims
-    environment = os.environ if env is None else env
-    path = environment.get("PATH") or environment.get(b"PATH") or ""
+    environment: Any = os.environ if env is None else env
+    path = environment.get("PATH") or (environment.get(b"PATH") if env is not None else "") or ""
     first = os.fsdecode(path).split(os.pathsep)[0]
     return bool(first) and os.path.realpath(first) == shims and os.path.exists(os.path.join(shims, program))
 
@@ -72,7 +73,7 @@ def prevents(guard: Guard, words: Sequence[str], cwd: str) -> str:
     plain = [w for w in words[1:] if not w.startswith("-")]
     if name == "git":
         return _git(guard, words, cwd)
-    if name in ("aws", "gsutil", "gcloud", "s5cmd", "mc", "azcopy"):
+    if name in ("aws", "gsutil", "gcloud", "s5cmd", "azcopy"):
         verbs = plain[:4]
         if {"rm", "mb", "rb", "delete", "remove", "put-object", "delete-object", "rsync-delete"} & set(verbs):
             return "it changes a remote store"
@@ -285,7 +286,7 @@ def _overwrite(guard: Guard, src: str, dst: str, links: bool = False) -> None:
 
 
 def _rsync(guard: Guard, words: Sequence[str], at: At) -> None:
-    takes = "e f B T M --rsh --exclude --include --filter --files-from --exclude-from --include-from --log-file --temp-dir"
+    takes = "e f B T M --rsh --exclude --include --filter --files-from --exclude-from --include-from --temp-dir"
     _short, operands, values = _split(words, takes)
     if len(operands) < 2:
         return
@@ -399,7 +400,7 @@ DESTRUCTIVE: dict[str, Callable[[Guard, Sequence[str], At], None]] = {
     "chown": _chmod,
 }
 
-UPLOADING = ("aws", "gsutil", "gcloud", "s5cmd", "azcopy", "rclone", "scp", "hf", "huggingface-cli", "wandb", "dvc", "git")
+UPLOADING = tuple("aws gsutil gcloud s5cmd azcopy rclone scp hf huggingface-cli wandb dvc git".split())
 
 #: Every command that needs a stand-in on ``PATH``.
 COMMANDS = frozenset(DESTRUCTIVE) | frozenset(UPLOADING)

@@ -1,7 +1,7 @@
 """What is done before each act of the program on files, so that it can be undone: set aside, link, remember.
 
 The program must see a file system that behaves, so nothing is refused that can be undone. Every method is called just
-before the real act, with canonical paths (:func:`canonical`), and leaves the act to the program:
+before the real act, with canonical paths (:func:`.files_keep.canonical`), and leaves the act to the program:
 
 - truncating or updating a file in place: the original is renamed aside and a placeholder or copy takes its name;
 - deleting, or renaming over: the original gets a second name aside by a hard link;
@@ -14,66 +14,18 @@ therefore counts as an original: it is kept rather than lost.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .undo import Closed, Journal, State
+from .files_keep import Keeper, Refused, lstat, times_of, writable_directory
+from .undo import Journal, State
 
 #: Larger files that are appended to are not copied but truncated back (no copy-on-write on their file system).
 APPEND_COPY_BYTES = 64 << 20
-#: Room that a copy must leave on the file system.
-SPARE_BYTES = 64 << 20
-_FICLONE = 0x40049409
 
 Emit = Callable[[str, str, str], None]
-
-
-class Refused(Exception):
-    """The act cannot be undone; the text says why."""
-
-
-def canonical(path: Any, dir_fd: int | None = None, follow: bool = False) -> str | None:
-    """The absolute path without symbolic links, or ``None`` when the program's own call will fail.
-
-    ``follow``: also resolve the last component (as ``open`` does); else only its directory (as ``unlink`` does).
-    """
-    if isinstance(path, int):
-        try:
-            path = os.readlink(f"/proc/self/fd/{path}")
-        except OSError:
-            return None
-        return path if path.startswith("/") and not path.endswith(" (deleted)") else None
-    p = os.fsdecode(path)
-    if not p or "\0" in p:
-        return None
-    if not p.startswith("/"):
-        try:
-            base = os.getcwd() if dir_fd is None or dir_fd < 0 else os.readlink(f"/proc/self/fd/{dir_fd}")
-        except OSError:
-            return None
-        p = base + "/" + p
-    if follow:
-        return os.path.realpath(p)
-    head, tail = os.path.split(p.rstrip("/"))
-    if tail in ("", ".", ".."):
-        return os.path.realpath(p)
-    return os.path.join(os.path.realpath(head), tail)
-
-
-def lstat(path: str) -> os.stat_result | None:
-    try:
-        return os.lstat(path)
-    except OSError:
-        return None
-
-
-def writable_directory(path: str) -> bool:
-    return os.access(path, os.W_OK | os.X_OK)
 
 
 class Guard:
@@ -88,8 +40,7 @@ class Guard:
         self._caches: tuple[str, ...] | None = None
         self._emit = emit
         self._reported: set[tuple[str, str]] = set()
-        self._good_aside: dict[str, str] = {}
-        self._count = 0
+        self.keeper = Keeper(self.run_dir, self.run_id, self.journal)
 
     # -- the acts
 
@@ -127,7 +78,7 @@ class Guard:
         with self.journal as state:
             if self._safe(state, path, st):
                 return
-            self._keep_link(path, st)
+            self.keeper.link(path, st)
         self._report("delete", path)
 
     def rmdir(self, path: str) -> None:
@@ -137,7 +88,7 @@ class Guard:
         with self.journal as state:
             if self._safe(state, path, st):
                 return
-            if not self._keep_directory(path, st, "dir"):
+            if not self.keeper.directory(path, st, "dir"):
                 self._note_directory_goes(path, st)
         self._report("delete", path, "empty directory")
 
@@ -150,8 +101,14 @@ class Guard:
 
     def _note_directory_goes(self, path: str, st: os.stat_result) -> None:
         self.journal.write(
-            {"op": "rmdir", "path": path, "mode": stat.S_IMODE(st.st_mode), "owner": [st.st_uid, st.st_gid],
-             "times": [st.st_atime_ns, st.st_mtime_ns], "pt": _times(os.path.dirname(path))},
+            {
+                "op": "rmdir",
+                "path": path,
+                "mode": stat.S_IMODE(st.st_mode),
+                "owner": [st.st_uid, st.st_gid],
+                "times": [st.st_atime_ns, st.st_mtime_ns],
+                "pt": times_of(os.path.dirname(path)),
+            },
             durable=True,
         )
 
@@ -165,7 +122,7 @@ class Guard:
         with self.journal as state:
             if self._safe(state, path, st) and not state.holds_moved(path):
                 return
-            if not self._keep_directory(path, st, "tree"):
+            if not self.keeper.directory(path, st, "tree"):
                 return
         self._report("delete", path, "directory tree")
 
@@ -184,10 +141,10 @@ class Guard:
         with self.journal as state:
             if ds is not None and not self._safe(state, dst, ds):
                 if is_dir:
-                    if not self._keep_directory(dst, ds, "dir"):
+                    if not self.keeper.directory(dst, ds, "dir"):
                         raise Refused(f"cannot set aside the directory {dst}")
                 else:
-                    self._keep_link(dst, ds)
+                    self.keeper.link(dst, ds)
                 overwritten = True
             ino = (ss.st_dev, ss.st_ino)
             if state.ours(src) and not self._needs_keep_inode(state, ino) and not state.holds_moved(src):
@@ -195,8 +152,15 @@ class Guard:
                     self._note_created(dst, "d" if is_dir else "f")
             else:
                 self.journal.write(
-                    {"op": "move", "src": src, "dst": dst, "ino": ino, "ours": int(state.ours(src)),
-                     "pt": _times(os.path.dirname(src)), "dpt": _times(os.path.dirname(dst))},
+                    {
+                        "op": "move",
+                        "src": src,
+                        "dst": dst,
+                        "ino": ino,
+                        "ours": int(state.ours(src)),
+                        "pt": times_of(os.path.dirname(src)),
+                        "dpt": times_of(os.path.dirname(dst)),
+                    },
                     durable=True,
                 )
                 moved = True
@@ -241,8 +205,14 @@ class Guard:
             if key in state.meta or (state.ours(path) and key not in state.linked and key not in state.kept):
                 return
             self.journal.write(
-                {"op": "meta", "path": path, "ino": key, "mode": stat.S_IMODE(st.st_mode),
-                 "owner": [st.st_uid, st.st_gid], "times": [st.st_atime_ns, st.st_mtime_ns]},
+                {
+                    "op": "meta",
+                    "path": path,
+                    "ino": key,
+                    "mode": stat.S_IMODE(st.st_mode),
+                    "owner": [st.st_uid, st.st_gid],
+                    "times": [st.st_atime_ns, st.st_mtime_ns],
+                },
                 durable=True,
             )
 
@@ -305,11 +275,11 @@ class Guard:
         detail = ""
         with self.journal as state:
             if ino in state.kept and not self._needs_keep_inode(state, ino):
-                self._replace(path, st, copy=how != "w")
+                self.keeper.replace(path, st, copy=how != "w")
                 return
             if ino not in state.kept and state.ours(path):
                 if ino in state.linked:
-                    self._replace(path, st, copy=how != "w")
+                    self.keeper.replace(path, st, copy=how != "w")
                 return
             if state.sized.get(ino) == 0 or (self.in_cache(path) and path.endswith(".pyc")):
                 return
@@ -322,168 +292,23 @@ class Guard:
                     self._keep_size(path, st)
                     detail = f"only what is added after {st.st_size} bytes is taken away again"
             else:
-                self._keep_swap(path, st, copy=how != "w")
+                self.keeper.swap(path, st, copy=how != "w")
         if how == "r+":
             detail = "opened for reading and writing; the program worked on a copy"
         self._report("append" if how == "a" else "overwrite", path, detail)
 
     def _keep_size(self, path: str, st: os.stat_result) -> None:
         self.journal.write(
-            {"op": "size", "path": path, "ino": [st.st_dev, st.st_ino], "size": st.st_size,
-             "times": [st.st_atime_ns, st.st_mtime_ns], "mode": stat.S_IMODE(st.st_mode)},
+            {
+                "op": "size",
+                "path": path,
+                "ino": [st.st_dev, st.st_ino],
+                "size": st.st_size,
+                "times": [st.st_atime_ns, st.st_mtime_ns],
+                "mode": stat.S_IMODE(st.st_mode),
+            },
             durable=True,
         )
-
-    def _keep(self, path: str, st: os.stat_result, how: str, act: Callable[[str], None]) -> bool:
-        """Write the line, then ``act(aside)``; try one place after the other. ``False`` when none will do."""
-        parent = os.path.dirname(path)
-        times = _times(parent)
-        for folder in self._aside_folders(parent):
-            self._count += 1
-            aside = os.path.join(folder, f"{os.getpid()}-{self._count}-{time.time_ns():x}")
-            self.journal.write(
-                {"op": "keep", "path": path, "aside": aside, "how": how, "ino": [st.st_dev, st.st_ino], "pt": times},
-                durable=True,
-            )
-            try:
-                act(aside)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise Refused("no room to keep a copy") from error
-                continue
-            self.journal.write({"op": "kept", "path": path, "how": how}, durable=False)
-            self._good_aside[parent] = folder
-            return True
-        return False
-
-    def _keep_link(self, path: str, st: os.stat_result) -> None:
-        """Give the original a second name; the program's act then takes away the first."""
-
-        def act(aside: str) -> None:
-            try:
-                os.link(path, aside, follow_symlinks=False)
-            except OSError as error:
-                if error.errno == errno.EXDEV:
-                    raise
-                # No hard links here (or not to files of others): something else must be there to be deleted.
-                os.rename(path, aside)
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-
-        if not self._keep(path, st, "link", act):
-            raise Refused("no place on its file system where the original could be kept")
-
-    def _keep_swap(self, path: str, st: os.stat_result, copy: bool) -> None:
-        """Put a copy (or an empty file) in the place of the original, which goes aside."""
-
-        def act(aside: str) -> None:
-            new = aside + ".new"
-            self._stand_in(path, new, st, copy)
-            try:
-                try:
-                    os.link(path, aside)
-                except OSError as error:
-                    if error.errno == errno.EXDEV:
-                        raise
-                    os.rename(path, aside)
-                os.rename(new, path)
-            except OSError:
-                os.unlink(new)
-                raise
-
-        if not self._keep(path, st, "swap", act):
-            raise Refused("no place on its file system where the original could be kept")
-
-    def _keep_directory(self, path: str, st: os.stat_result, how: str) -> bool:
-        """Put an empty directory in the place of the original. ``False`` when it cannot be renamed away."""
-
-        def act(aside: str) -> None:
-            new = aside + ".new"
-            os.mkdir(new, 0o700)
-            try:
-                os.chmod(new, stat.S_IMODE(st.st_mode))
-                os.rename(path, aside)
-            except OSError:
-                os.rmdir(new)
-                raise
-            os.rename(new, path)
-
-        return self._keep(path, st, how, act)
-
-    def _replace(self, path: str, st: os.stat_result, copy: bool) -> None:
-        """Break a hard link to an original that is safe under another name."""
-        for folder in self._aside_folders(os.path.dirname(path)):
-            self._count += 1
-            new = os.path.join(folder, f"{os.getpid()}-{self._count}-{time.time_ns():x}.new")
-            try:
-                self._stand_in(path, new, st, copy)
-                os.rename(new, path)
-                return
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise Refused("no room for a copy") from error
-        raise Refused("it shares its content with a file that existed before")
-
-    def _stand_in(self, path: str, new: str, st: os.stat_result, copy: bool) -> None:
-        """Make ``new`` a copy of ``path``, or an empty file with its mode."""
-        out = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            if copy:
-                source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    _copy(source, out, st.st_size)
-                finally:
-                    os.close(source)
-            if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
-                try:
-                    os.fchown(out, st.st_uid, st.st_gid)
-                except OSError:
-                    pass
-            os.fchmod(out, stat.S_IMODE(st.st_mode))
-            if copy:
-                os.utime(out, ns=(st.st_atime_ns, st.st_mtime_ns))
-        except OSError:
-            os.unlink(new)
-            raise
-        except Refused:
-            os.unlink(new)
-            raise
-        finally:
-            os.close(out)
-
-    # -- places
-
-    def _aside_folders(self, parent: str) -> Iterator[str]:
-        """Folders on the file system of ``parent``, best first: the run's own, else as far up as may be written."""
-        good = self._good_aside.get(parent)
-        if good is not None:
-            yield good
-        device = os.stat(parent).st_dev
-        own = os.path.join(self.run_dir, "aside")
-        if own != good and device == self._own_device():
-            yield own
-        above, p = [], parent
-        while os.stat(p).st_dev == device:
-            above.append(p)
-            if p == "/":
-                break
-            p = os.path.dirname(p)
-        for p in reversed(above):
-            folder = os.path.join(p, f".trainlint-aside-{self.run_id}")
-            if folder == good or not writable_directory(p):
-                continue
-            if folder not in self.journal.state.asides:
-                self.journal.write({"op": "aside", "path": folder, "pt": _times(p)}, durable=True)
-            try:
-                os.mkdir(folder, 0o700)
-            except FileExistsError:
-                pass
-            except OSError:
-                continue
-            yield folder
-
-    def _own_device(self) -> int | None:
-        st = lstat(os.path.join(self.run_dir, "aside"))
-        return None if st is None else st.st_dev
 
     def _create(self, path: str, kind: str) -> None:
         if path.endswith(".pyc") and self.in_cache(path):
@@ -499,7 +324,7 @@ class Guard:
         if self.in_cache(path):
             record["stay"] = 1
         else:
-            record["pt"] = _times(os.path.dirname(path))
+            record["pt"] = times_of(os.path.dirname(path))
         self.journal.write(record, durable=False)
 
     def _report(self, action: str, path: str, detail: str = "") -> None:
@@ -518,38 +343,3 @@ def _removable(path: str) -> bool:
             return next(entries, None) is None and writable_directory(os.path.dirname(path))
     except OSError:
         return False
-
-
-def _times(directory: str) -> list[int] | None:
-    st = lstat(directory)
-    return None if st is None else [st.st_atime_ns, st.st_mtime_ns]
-
-
-def _copy(source: int, out: int, size: int) -> None:
-    try:
-        fcntl.ioctl(out, _FICLONE, source)
-        return
-    except OSError:
-        pass
-    room = os.fstatvfs(out)
-    if room.f_bavail * room.f_frsize < size + SPARE_BYTES:
-        raise Refused(f"no room for a copy of its {size} bytes")
-    whole = True
-    if hasattr(os, "copy_file_range"):
-        try:
-            while os.copy_file_range(source, out, 1 << 30):
-                pass
-            whole = False
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
-    if whole:
-        os.lseek(source, 0, os.SEEK_SET)
-        os.lseek(out, 0, os.SEEK_SET)
-        while chunk := os.read(source, 1 << 20):
-            view = memoryview(chunk)
-            while view:
-                view = view[os.write(out, view) :]
-
-
-__all__ = ["Closed", "Guard", "Refused", "canonical", "lstat"]

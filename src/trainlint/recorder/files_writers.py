@@ -1,4 +1,4 @@
-"""Writers that no audit hook sees: C++ and Rust code that opens files by itself. Wrapped when their library is imported.
+"""Writers that no audit hook sees, because C++ or Rust code opens the file: wrapped when their library is imported.
 
 To cover another one, add a line to :data:`WRITERS`: module, dotted name in it, name and position of the path argument
 (counted without ``self`` for methods), and how it opens the file.
@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from . import files
+from .files_keep import canonical
 from .patching import ImportHooks, wrap
 
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -138,7 +139,7 @@ def _too_large(filename: Any) -> bool:
     try:
         if guard is None or os.stat(filename).st_size < 64 << 20:
             return False
-        path = files.canonical(filename, follow=True)
+        path = canonical(filename, follow=True)
         if path is None:
             return False
         with guard.journal as state:

@@ -23,6 +23,8 @@ def main(run_dir: str, words: "list[str]") -> int:
     files = importlib.import_module("_trainlint_recorder.files")
     commands = importlib.import_module("_trainlint_recorder.files_commands")
     guarding = importlib.import_module("_trainlint_recorder.files_guard")
+    keeping = importlib.import_module("_trainlint_recorder.files_keep")
+    undo = importlib.import_module("_trainlint_recorder.undo")
 
     known = settings.Settings.from_environment() or settings.Settings(run_dir=run_dir, run_id="")
     recorder = core.Recorder(known)
@@ -38,7 +40,7 @@ def main(run_dir: str, words: "list[str]") -> int:
             sys.stderr.write(f"trainlint: did not run {words[0]} while watching: {why}\n")
             return 0
         commands.protect(guard, words, os.getcwd())
-    except (guarding.Refused, guarding.Closed, OSError) as error:
+    except (keeping.Refused, undo.Closed, OSError) as error:
         sys.stderr.write(f"trainlint: refused {words[0]} while watching: {error}\n")
         return 1
     shims = os.path.realpath(os.path.join(run_dir, "shims"))

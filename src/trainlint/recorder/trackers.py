@@ -11,19 +11,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from types import ModuleType
 from typing import Any
 
 from .core import Recorder
 from .patching import ImportHooks, wrap
 
+Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 
 def environment(run_dir: str, env: Mapping[str, str] | None = None) -> dict[str, str]:
     """Variables for the watched program; ``env`` is what it would get without them (default: this process's).
 
-    Temporary files go to the run's scratch folder, trackers to their disabled or offline mode, and the run's stand-ins for
-    ``rm`` and the like come first on ``PATH``.
+    Temporary files go to the run's scratch folder, trackers to their disabled or offline mode, and the run's stand-ins
+    for ``rm`` and the like come first on ``PATH``.
     """
     env = os.environ if env is None else env
     scratch = os.path.join(run_dir, "scratch")
@@ -105,13 +106,13 @@ def prevented(action: str, target: str, detail: str) -> None:
         return
     _reported.add((action, target))
     try:
-        at = _recorder.user_line(2)
+        at = _recorder.user_line()
         _recorder.emit("prevented", {"action": action, "target": target, "detail": detail, "at": at})
     except Exception as error:
         _recorder.problem("reporting a tracker", error)
 
 
-def _forcing(service: str, **forced: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _forcing(service: str, **forced: Any) -> Wrapper:
     """For :func:`wrap`: call with these keyword arguments whatever the program passes."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,7 +126,7 @@ def _forcing(service: str, **forced: Any) -> Callable[[Callable[..., Any]], Call
     return make
 
 
-def _instead(action: str, target: str, detail: str, result: Any = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _instead(action: str, target: str, detail: str, result: Any = None) -> Wrapper:
     """For :func:`wrap`: do not call the original."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,7 +149,7 @@ def _wandb(module: ModuleType) -> None:
 def _mlflow(module: ModuleType, uri: str) -> None:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def replacement(wanted: Any = None, *args: Any, **kwargs: Any) -> Any:
-            prevented("tracker", "mlflow", f"{_without_secret(wanted)} was not used; runs go to a folder that is removed")
+            prevented("tracker", "mlflow", f"{_without_secret(wanted)} was not used")
             return original(uri, *args)
 
         return replacement
@@ -249,6 +250,8 @@ def _hub_answer(module: ModuleType, name: str) -> Callable[[Callable[..., Any]],
             prevented("upload", f"hub: {repository}" if repository else "hub", f"{name} was not done")
             result = _quietly(lambda: _hub_result(module, name, str(repository), kwargs))
             if kwargs.get("run_as_future"):
+                from concurrent.futures import Future
+
                 done: Future[Any] = Future()
                 done.set_result(result)
                 return done
@@ -285,7 +288,7 @@ def _quietly(function: Callable[[], Any]) -> Any:
 
 # --------------------------------------------------------------------------------------------- object stores
 
-_S3_CHANGES = re.compile(r"^(Put|Delete|Create|Upload|Complete|Copy|Abort|Restore|Publish|Send|Update|Start|Run|Invoke)")
+_S3_CHANGES = re.compile(r"^(Put|Delete|Create|Upload|Complete|Copy|Abort|Restore|Publish|Send|Update|Start|Run)[A-Z]")
 
 
 def _s3_answer(operation: str) -> dict[str, Any]:
@@ -337,4 +340,3 @@ def _aiobotocore(module: ModuleType) -> None:
 def _google_storage(module: ModuleType) -> None:
     for name in [n for n in vars(module.Blob) if n.startswith("upload_") or n in ("delete", "rewrite", "compose")]:
         wrap(module.Blob, name, _instead("upload", "Google Cloud Storage", f"{name} was not done"))
-

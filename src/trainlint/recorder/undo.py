@@ -4,7 +4,7 @@ All processes of one run append to ``<run_dir>/journal.jsonl``; the supervisor u
 (``launch/journal.py``), also after its own death. A line is a JSON object; ``op`` says what it is:
 
 ``create``   ``path`` did not exist before (``kind``: ``f`` or ``d``); removed afterwards unless ``stay`` (a cache).
-``keep``     what stood at ``path`` goes to ``aside`` (``how``: ``swap``, ``link``, ``tree``, ``dir``); put back afterwards.
+``keep``     what stood at ``path`` goes to ``aside`` (``how``: ``swap``, ``link``, ``tree``, ``dir``) and is put back.
 ``kept``     the same has been done: only from here on ``path`` belongs to the run.
 ``move``     ``src`` was renamed to ``dst``; renamed back afterwards.
 ``size``     ``path`` is written in place beyond ``size``; truncated afterwards and given back its ``times``.
@@ -150,7 +150,9 @@ class Journal:
             raise
         return self.state
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         finally:
