@@ -18,7 +18,8 @@ _MOST = 8
 #: Settings that other checks hold against what the run does: TL104, and TL404 for the rate in the log.
 _JUDGED_ELSEWHERE = frozenset(
     """learning_rate weight_decay betas beta1 beta2 eps momentum schedule warmup_steps warmup_epochs warmup_ratio
-    min_lr min_lr_ratio precision bf16 fp16 accumulation clip_norm clip_value batch_size max_steps epochs seed log_lr""".split()
+    min_lr min_lr_ratio precision bf16 fp16 accumulation clip_norm clip_value batch_size max_steps epochs seed
+    log_lr""".split()
 )
 #: Words of keys that are read after the watched steps, often by code that is imported only then.
 _LATER = re.compile(
@@ -164,7 +165,7 @@ def _finding(run: Recording, config: ConfigFacts, group: Sequence[_Unused]) -> F
     if any(u.bulk for u in group):
         how = f"{they} only taken in bulk ({_takers(keys)}), and none of the {sources} mentions {it}."
     else:
-        how = f"{they} never read in the watched steps, and no code of the program could read {it} later."
+        how = f"{they} never read in the watched steps, and {it} {stands} nowhere in code that could run later."
     subject = "Nothing uses" if any(u.bulk for u in group) else "Nothing reads"
     owner = " These keys come with the installed package, not from you." if shipped else ""
     meant = _meant(config, keys)

@@ -125,7 +125,7 @@ class Tracker:
 
     def read(self, path: str, how: str, frame: FrameType | None, by: str = "") -> None:
         """Note a read of the leaf (or list of leaves) at ``path`` by the code of ``frame``. Never raises."""
-        if frame is None or not self.active:
+        if frame is None or not self.active or self.recorder.busy:
             return
         mark = (path, how, id(frame.f_code), frame.f_lasti)
         if mark in self._seen:
