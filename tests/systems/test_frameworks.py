@@ -28,7 +28,8 @@ CASES: list[tuple[str, str, tuple[str, str] | None]] = [
     ("accelerate_loop.py", "--fault scheduler-first", ("TL401", "warning")),
     ("nano_gpt.py", "", None),
     ("nano_gpt.py", "--compile", None),
-    ("nano_gpt.py", "--fault undivided", ("TL306", "error")),
+    # No loader and no setting names the accumulation: several inputs per step may be meant, so it is not proven.
+    ("nano_gpt.py", "--fault undivided", ("TL306", "warning")),
     ("nano_gpt.py", "--compile --fault late-norm-left-out", ("TL201", "error")),
     ("nano_gpt.py", "--fault zero-each-micro-step", ("TL303", "error")),
     ("gan.py", "", None),
