@@ -30,8 +30,8 @@ __all__ = [
 class TensorGroup:
     """Parameters under one module path that share a fate.
 
-    ``pattern`` is ``head.*`` when it speaks for every candidate tensor below ``head``, ``everything`` when for all of
-    the root, else the tensor's own name.
+    ``pattern`` is ``head.*`` when it speaks for every candidate tensor below ``head``, ``everything`` when they lie all
+    over the root, or a single tensor's own name.
     """
 
     pattern: str
@@ -64,15 +64,19 @@ def by_module(chosen: Sequence[Parameter], candidates: Iterable[Parameter]) -> t
     groups: dict[tuple[int | None, str], list[Parameter]] = {}
     for p in chosen:
         mixed = rest.get(p.root, set())
-        prefix = next((x for x in _prefixes(p.name) if x not in mixed), None)
-        groups.setdefault((p.root, p.name if prefix is None else f"{prefix}.*" if prefix else "everything"), []).append(
-            p
-        )
-    out = []
-    for (_, pattern), members in groups.items():
-        single = len(members) == 1
-        out.append(TensorGroup(members[0].name if single else pattern, tuple(members)))
+        prefix = next((x for x in _prefixes(p.name) if x not in mixed), p.name)
+        groups.setdefault((p.root, prefix), []).append(p)
+    out = [TensorGroup(_pattern([p.name for p in members]), tuple(members)) for members in groups.values()]
     return tuple(sorted(out, key=lambda g: (-g.numel, g.pattern, g.parameters[0].id)))
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """The innermost module that all names lie in."""
+    if len(names) == 1:
+        return names[0]
+    first, *others = (_prefixes(name) for name in names)
+    shared = [prefix for prefix in first if all(prefix in other for other in others)][-1]
+    return f"{shared}.*" if shared else "everything"
 
 
 def _prefixes(name: str) -> list[str]:
