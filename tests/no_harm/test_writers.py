@@ -147,3 +147,29 @@ def test_trackers_stay_off_when_asked_to_be_on(world: World, tmp_path: Path) -> 
     assert {target for _, target in world.prevented()} >= {"wandb", "mlflow", "neptune", "swanlab"}
     for stream in (world.run.path / "stream").glob("*.jsonl"):
         assert "secret" not in stream.read_text()
+
+
+def test_tokenizers_and_exported_programs(world: World) -> None:
+    pytest.importorskip("tokenizers", reason="its Rust writer is what is tested")
+    world.file("tokenizer.json", "{}")
+    world.file("exported.pt2", "old")
+    world.file("trace.json", "old")
+    before = snapshot(world.project)
+    outcome = world.watch(
+        """
+        import tokenizers, torch
+        tokenizers.Tokenizer(tokenizers.models.BPE()).save("tokenizer.json")
+        tokenizers.Tokenizer(tokenizers.models.BPE()).save("new.json", pretty=True)
+        program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+        torch.export.save(program, "exported.pt2")
+        torch.export.save(program, "new.pt2")
+        with torch.profiler.profile() as profile:
+            torch.ones(2) + 1
+        profile.export_chrome_trace("trace.json")
+        store = torch.distributed.FileStore("rendezvous", 1)
+        store.set("a", "b")
+        """
+    )
+    assert outcome.code == 0, outcome.err
+    assert world.close().problems == ()
+    assert snapshot(world.project) == before

@@ -47,6 +47,7 @@ def environment(run: RunFolder) -> dict[str, str]:
         started=run.started_ns / 1e9,
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINLINT_")}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # programs write their __pycache__: that is part of what is tested
     env.update(settings.to_environment())
     env["PYTHONPATH"] = str(BOOTSTRAP)
     env.update(trackers.environment(str(run.path), env))
