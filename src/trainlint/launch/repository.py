@@ -37,6 +37,11 @@ _CONFIG_NAME = re.compile(r"^(?:config|cfg|conf|config_?(?:file|path|yaml)|cfg_?
 _TRAINS = re.compile(rb"\b(?:torch|lightning|pytorch_lightning|transformers|accelerate|trl)\b")
 _LOADS = re.compile(rb"yaml|OmegaConf|json\.load|tomllib|tomli|toml\.load")
 
+#: Calls at module level that make a file a program.
+_STARTS = frozenset(
+    {"main", "train", "run", "app", "cli", "fit", "parse_args", "parse_known_args", "parse_args_and_config"}
+)
+
 #: How a program takes its config. Kinds, most specific first.
 HYDRA_MAIN = "hydra"
 LIGHTNING = "lightning"
@@ -77,7 +82,13 @@ def repository_root(start: Path) -> Path:
             return folder if marked is None else marked
         if marked is None and any((folder / name).is_file() for name in ("pyproject.toml", "setup.py", "setup.cfg")):
             marked = folder
-    return marked or start
+    if marked is not None:
+        return marked
+    # No marks: a config folder below the programs (`conf/model/small.yaml`).
+    for folder in (start, *start.parents[:3]):
+        if folder not in (Path.home(), Path(folder.anchor)) and any(folder.glob("*.py")):
+            return folder
+    return start
 
 
 def walk(root: Path, suffixes: tuple[str, ...], names: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -162,15 +173,19 @@ class _Reader:
         return ".".join(reversed(parts))
 
     def _runnable(self) -> bool:
+        """Whether running the file does something: a main guard, a loop, or a call that starts a program."""
         for node in self.tree.body:
-            if isinstance(node, ast.If) and "__name__" in ast.dump(node.test) and "__main__" in ast.dump(node.test):
-                return True
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-                called = self._name(node.value.func)
-                if called in ("main", "train", "run", "app", "cli") or "CLI" in called:
-                    return True
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)):
+                continue
             if isinstance(node, (ast.For, ast.While, ast.With)):
                 return True
+            if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
+                return True
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Call) and (self._last(inner) in _STARTS or "CLI" in self._last(inner)):
+                    return True
+                if isinstance(inner, ast.Attribute) and self._name(inner) == "sys.argv":
+                    return True
         return False
 
     def scripts(self) -> Iterator[Script]:

@@ -132,4 +132,5 @@ def secrets_in_arguments(command: Sequence[str]) -> set[str]:
 
 def secrets_in_environment(env: Mapping[str, str]) -> set[str]:
     """Values of environment variables whose name says that they are secret."""
-    return {value for name, value in env.items() if len(value) >= 8 and is_secret_name(name)}
+    folders = ("PWD", "OLDPWD")  # here, and only here, pwd is no password
+    return {value for name, value in env.items() if len(value) >= 8 and name not in folders and is_secret_name(name)}
