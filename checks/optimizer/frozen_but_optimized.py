@@ -50,7 +50,8 @@ def frozen_but_optimized(run: Recording) -> Iterator[Finding]:
         raise NotObserved("no optimizer step was measured; raise --timeout or --steps")
     parameters = {p.id: p for p in run.parameters}
     for optimizer in run.optimizers:
-        measured = [timeline.measurements[optimizer.id][i] for i in sorted(timeline.measurements.get(optimizer.id, {}))]
+        steps_made = sorted(timeline.measurements.get(optimizer.id, {}).items())
+        measured = [(m, {p: c for c, p in enumerate(m.parameters)}, frozenset(m.frozen)) for _, m in steps_made]
         drifting: dict[int, float] = {}
         waiting: list[Parameter] = []
         for group in optimizer.groups:
@@ -74,22 +75,23 @@ def frozen_but_optimized(run: Recording) -> Iterator[Finding]:
             yield _waiting(run, optimizer, waiting)
 
 
+#: A measurement, the column of each parameter in it, and those that were frozen.
+_Columns = tuple[StepMeasurement, dict[int, int], frozenset[int]]
 #: (step index, gradient norm, share of elements that changed, norm of the change)
 _Step = tuple[int, "float | None", float, float]
 
 
-def _frozen_steps(p: Parameter, measured: list[StepMeasurement]) -> list[_Step]:
+def _frozen_steps(p: Parameter, measured: list[_Columns]) -> list[_Step]:
     """What the steps did to a parameter while it was frozen, from the moment on that it stayed so."""
     out: list[_Step] = []
     if p.requires_grad_later is True:
         return []
     always = not p.requires_grad and p.requires_grad_later is None
-    for m in measured:
-        try:
-            column = m.parameters.index(p.id)
-        except ValueError:
+    for m, columns, frozen in measured:
+        column = columns.get(p.id)
+        if column is None:
             continue
-        if not always and p.id not in m.frozen:
+        if not always and p.id not in frozen:
             out.clear()
             continue
         changed = m.changed[column] if column < len(m.changed) else None

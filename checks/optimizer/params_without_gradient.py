@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from trainlint.contract import Finding, NotObserved, ParameterName, Recording, Severity, check
 from trainlint.recording.describe import (
@@ -74,8 +74,14 @@ def params_without_gradient(run: Recording) -> Iterator[Finding]:
         silent, live = _split(optimizer, timeline, parameters)
         if not silent or not live:
             continue  # no gradient anywhere: the loop is at fault, not a module
-        candidates = [p for p in run.parameters if p.id in {q.id for q in (*silent, *live)}]
-        groups = [g for g in by_module(silent, candidates) if not _conditional(g, live, partly, run)]
+        candidates = [*silent, *live]
+        groups = []
+        for root in dict.fromkeys(p.root for p in silent):
+            family = _Family(live, root)
+            classes = {s.name: s.class_name for r in run.roots if r.id == root for s in r.submodules}
+            own = by_module([p for p in silent if p.root == root], candidates)
+            groups += [g for g in own if not _conditional(g, family, partly, classes)]
+        groups.sort(key=lambda g: -g.numel)
         if groups:
             yield _finding(run, optimizer, groups, live, measured[optimizer.id])
 
@@ -113,21 +119,18 @@ def _sometimes(timeline: Timeline) -> set[int]:
     return with_one & without
 
 
-def _conditional(group: TensorGroup, live: Sequence[Parameter], partly: set[int], run: Recording) -> bool:
+def _conditional(group: TensorGroup, family: _Family, partly: set[int], classes: Mapping[str, str]) -> bool:
     """Whether a parallel module of the same make was chosen instead of this one."""
-    root = group.parameters[0].root
     path = group.pattern.removesuffix(".*")
     parts = path.split(".")
-    classes = {s.name: s.class_name for r in run.roots if r.id == root for s in r.submodules}
-    alive = {p.name: p for p in live if p.root == root}
     # Every module on the path may be the alternative: experts.5, or experts.5.fc1.weight when only that was named.
     for depth in range(len(parts), 0, -1):
         module, parent = ".".join(parts[:depth]), ".".join(parts[: depth - 1])
         own = {p.name[len(module) + 1 :]: p.shape for p in group.parameters if p.name.startswith(module + ".")}
         if not own:
             own = {"": group.parameters[0].shape}
-        siblings = _siblings(parent, parts[depth - 1], own, alive)
-        if any(p.id in partly for tensors in siblings.values() for p in tensors):
+        siblings = family.siblings(parent, own)
+        if partly and any(p.id in partly for tensors in siblings.values() for p in tensors):
             return True
         if siblings and classes.get(parent) in ("ModuleDict", "ParameterDict"):
             return True
@@ -138,19 +141,33 @@ def _conditional(group: TensorGroup, live: Sequence[Parameter], partly: set[int]
     return False
 
 
-def _siblings(
-    parent: str, own_name: str, own: dict[str, tuple[int, ...]], alive: dict[str, Parameter]
-) -> dict[str, list[Parameter]]:
-    """Live parameters of the modules beside this one that have the same tensor names (and as many dimensions)."""
-    prefix = parent + "." if parent else ""
-    found: dict[str, dict[str, Parameter]] = {}
-    for name, p in alive.items():
-        if not name.startswith(prefix):
-            continue
-        head, _, tail = name[len(prefix) :].partition(".")
-        if head != own_name and tail in own and len(own[tail]) == len(p.shape):
-            found.setdefault(head, {})[tail] = p
-    return {name: list(tensors.values()) for name, tensors in found.items() if len(tensors) == len(own)}
+class _Family:
+    """The live parameters of one root, by what they are to each module above them."""
+
+    def __init__(self, live: Sequence[Parameter], root: int | None) -> None:
+        #: (path of the parent, name below one of its children) -> (that child, parameter)
+        self._members: dict[tuple[str, str], list[tuple[str, Parameter]]] = {}
+        self._known: dict[tuple[str, frozenset[tuple[str, int]]], dict[str, list[Parameter]]] = {}
+        for p in live:
+            if p.root == root:
+                parts = p.name.split(".")
+                for depth in range(len(parts)):
+                    key = (".".join(parts[:depth]), ".".join(parts[depth + 1 :]))
+                    self._members.setdefault(key, []).append((parts[depth], p))
+
+    def siblings(self, parent: str, own: Mapping[str, tuple[int, ...]]) -> dict[str, list[Parameter]]:
+        """Children of ``parent`` that have live tensors of the same names and as many dimensions each."""
+        make = frozenset((tail, len(shape)) for tail, shape in own.items())
+        known = self._known.get((parent, make))
+        if known is None:
+            found: dict[str, list[Parameter]] = {}
+            for tail, dimensions in make:
+                for name, p in self._members.get((parent, tail), ()):
+                    if len(p.shape) == dimensions:
+                        found.setdefault(name, []).append(p)
+            known = {name: tensors for name, tensors in found.items() if len(tensors) == len(make)}
+            self._known[parent, make] = known
+        return known
 
 
 def _finding(

@@ -67,7 +67,7 @@ def lr_not_logged(run: Recording) -> Iterator[Finding]:
         if not reads:
             yield _finding(run, timeline, logged, lightning, key=asked, severity=Severity.WARNING)
         return
-    names = sorted({e.name for e in logged})
+    names = _names(logged)
     changing = _changing(run, timeline)
     schedule = _schedule_asked(run)
     if reads or len(names) < 2:
@@ -120,6 +120,12 @@ def _key(run: Recording, meanings: tuple[str, ...]) -> ConfigKey | None:
     return None
 
 
+def _names(logged: Sequence[Logged]) -> list[str]:
+    """What was logged, without counters and with Lightning's ``loss_step`` and ``loss_epoch`` as one."""
+    names = {re.sub(r"_(step|epoch)$", "", e.name) for e in logged}
+    return sorted(n for n in names if n.lower() not in ("epoch", "step", "global_step", "iter", "iteration"))
+
+
 def _changing(run: Recording, timeline: Timeline) -> Scheduler | str | None:
     """What changes the rate: a scheduler whose curve is not flat, or the program by hand; ``None`` "
     "when nothing does."""
@@ -139,7 +145,7 @@ def _regular(timeline: Timeline, logged: Sequence[Logged]) -> bool:
     by_tracker: dict[str, list[Logged]] = {}
     for e in logged:
         by_tracker.setdefault(e.by, []).append(e)
-    return any(len({e.name for e in events}) >= 2 and len(events) >= min(steps, 2) for events in by_tracker.values())
+    return any(len(_names(events)) >= 2 and len(events) >= min(steps, 2) for events in by_tracker.values())
 
 
 def _finding(
@@ -153,7 +159,7 @@ def _finding(
     scheduler: Scheduler | str | None = None,
     schedule: ConfigKey | None = None,
 ) -> Finding:
-    names = sorted({e.name for e in logged})
+    names = _names(logged)
     rates = [r[0] for o in timeline.steps for r in timeline.rates(o) if r]
     through = sorted({e.by for e in logged if e.by})
     course = f"{number(rates[0])} to {number(rates[-1])}" if len(set(rates)) > 1 else f"constant at {number(rates[0])}"
