@@ -181,7 +181,7 @@ def _model(wanted: Any, config: Config) -> Any:
     for name in ("model_validate", "parse_obj", "from_dict"):
         make = getattr(wanted, name, None)
         if callable(make):
-            return _call(make, tree)
+            return _call(make, tree, wanted.__name__)
     return _call(lambda values: wanted(**values), tree, wanted.__name__)
 
 
