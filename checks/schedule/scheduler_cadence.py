@@ -20,6 +20,8 @@ _CYCLIC = ("CosineAnnealingWarmRestarts", "CyclicLR", "SWALR")
 _HAIR = 0.05
 #: How near two lengths must be to be the same length counted twice.
 _SAME = 0.1
+#: More epochs than anybody plans.
+_MANY_EPOCHS = 3000
 #: A rate below this share of the peak trains nothing.
 _DEAD = 1e-4
 
@@ -303,7 +305,8 @@ def _not_called(f: ScheduleOnRun) -> Finding | str | None:
         return _never(f, f"not called in {plural(f.watched, 'step')}, and no line of the program calls its step()")
     loader = training_loader(f.run)
     batches = loader.batches if loader is not None else None
-    if f.steps is None and batches and batches > f.watched and f.horizon >= 2 * batches and f.horizon % batches == 0:
+    whole = bool(batches) and f.horizon >= 2 * (batches or 1) and f.horizon % (batches or 1) == 0
+    if f.steps is None and batches and batches > f.watched and whole and _speaks_of_steps(f):
         epochs = f.horizon // batches
         return _finding(
             f,
@@ -339,6 +342,12 @@ def _not_called_though_sized_in_steps(f: ScheduleOnRun, steps: int) -> Finding |
         calls=calls,
         end=end,
     )
+
+
+def _speaks_of_steps(f: ScheduleOnRun) -> bool:
+    """Whether the length can hardly be one in epochs: 200 may be 200 epochs as well as 2 epochs of 100 batches."""
+    in_steps = f.scheduler.class_name == "OneCycleLR" or "lr_lambda.num_training_steps" in f.scheduler.settings
+    return in_steps or f.horizon > _MANY_EPOCHS
 
 
 def _no_call_in_the_source(run: Recording) -> bool:

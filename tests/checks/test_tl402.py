@@ -126,8 +126,13 @@ def test_sized_in_steps_and_not_called_in_the_watch() -> None:
     assert "if it is never called" in finding.message
 
 
+def test_a_round_number_of_epochs_is_no_number_of_steps() -> None:
+    with pytest.raises(NotObserved):
+        findings(check, loop(cosine(200), 200, calls=0))
+
+
 def test_sized_by_the_loaders_length_and_not_called() -> None:
-    severity, finding = only(check, loop(cosine(500), 500, calls=0))
+    severity, finding = only(check, loop(one_cycle(500), 500, calls=0, class_name="OneCycleLR"))
     assert severity == "warning"
     assert "5 epochs of 100 batches" in finding.message
 
