@@ -10,6 +10,7 @@ together. Tags: ``program``, ``plan`` (partial objects, later lines update earli
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import json
 import math
@@ -47,6 +48,8 @@ def clean(value: Any) -> Any:
         return value
     if kind is float:
         return value if math.isfinite(value) else repr(value)
+    if isinstance(value, enum.Enum):
+        return clean(value.value)
     if isinstance(value, dict):
         return {str(k): clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -80,7 +83,7 @@ def scalar(value: Any) -> Any:
             return _short_repr(value)
     if isinstance(value, (list, tuple)):
         return [scalar(v) if not isinstance(v, (list, tuple, dict)) else _short_repr(v) for v in value][:64]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str, enum.Enum)):
         return clean(value)
     return _short_repr(value)
 

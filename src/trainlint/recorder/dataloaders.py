@@ -47,7 +47,14 @@ def fingerprint(tensor: Any) -> str | None:
 def describe(loader: Any, number: int) -> dict[str, Any]:
     import torch
 
-    sampler: Any = getattr(loader, "sampler", None)
+    batches_of: Any = getattr(loader, "batch_sampler", None)
+    # A loader built around a batch sampler (accelerate does) has a sampler of its own that nobody asks.
+    sampler: Any = getattr(batches_of, "sampler", None) or getattr(loader, "sampler", None)
+    for _ in range(3):
+        inner = getattr(getattr(sampler, "batch_sampler", None), "sampler", None)
+        if inner is None:
+            break
+        sampler = inner
     try:
         batches: int | None = len(loader)
     except Exception:
@@ -65,7 +72,7 @@ def describe(loader: Any, number: int) -> dict[str, Any]:
         shuffle = sampler.shuffle
     size = getattr(loader, "batch_size", None)
     if not isinstance(size, int):
-        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        size = getattr(batches_of, "batch_size", None)
     return {
         "id": number,
         "class_name": type(loader).__name__,
