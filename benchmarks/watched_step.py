@@ -45,8 +45,11 @@ for _ in range(steps + 2):
         torch.cuda.synchronize()
     times.append(time.perf_counter() - began)
 times = sorted(times[2:])
-peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"step_s": times[len(times) // 2], "peak": peak, "parameters": sum(p.numel() for p in model.parameters())}))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+if device == "cuda":
+    peak = torch.cuda.max_memory_allocated()
+count = sum(p.numel() for p in model.parameters())
+print(json.dumps({"step_s": times[len(times) // 2], "peak": peak, "parameters": count}))
 """
 
 

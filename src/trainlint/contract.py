@@ -31,7 +31,10 @@ __all__ = [
 
 
 class Severity(str, enum.Enum):
-    """How well a finding is proven. ``error``: proven on this run and harmful. ``warning``: strong. ``info``: worth knowing."""
+    """How well a finding is proven.
+
+    ``error``: proven on this run, and it harms it. ``warning``: strong evidence. ``info``: worth knowing.
+    """
 
     ERROR = "error"
     WARNING = "warning"

@@ -93,7 +93,13 @@ for i, (x, y) in enumerate(torch.utils.data.DataLoader(data, batch_size=8, shuff
     assert all(n > 0 for n in first.update_norm)
     assert first.changed == (1.0,) * 4
     (loader,) = run.loaders
-    assert (loader.batch_size, loader.batches, loader.samples, loader.shuffle, loader.training) == (8, 16, 128, True, True)
+    assert (loader.batch_size, loader.batches, loader.samples, loader.shuffle, loader.training) == (
+        8,
+        16,
+        128,
+        True,
+        True,
+    )
     prints = [b.fingerprint for b in events(run, BatchFetched)]
     assert len(set(prints)) == len(prints)
     assert steps[0].at is not None
@@ -274,7 +280,9 @@ for x, y in batches():
     )
     names = {p.id: p.name for p in run.parameters}
     assert run.outsiders is not None
-    found = dict(zip(run.outsiders.parameters, zip(run.outsiders.gradient_norm, run.outsiders.moved, strict=True), strict=True))
+    found = dict(
+        zip(run.outsiders.parameters, zip(run.outsiders.gradient_norm, run.outsiders.moved, strict=True), strict=True)
+    )
     left = {names[i]: v for i, v in found.items()}
     assert set(left) == {"heads.left.weight", "heads.left.bias", "weight", "bias"}
     assert all(norm > 0 and moved is False for norm, moved in left.values())
@@ -458,5 +466,7 @@ print(digest.hexdigest(), torch.rand(1).item(), opt.param_groups[0]["lr"])
 def test_training_is_bit_identical_under_watch(tmp_path: Path) -> None:
     """Weights, optimizer state, learning rate and random numbers are what they are without the recorder."""
     watch(TRAIN, tmp_path, steps=1000)
-    bare = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"}, check=True)
+    bare = subprocess.run(
+        [sys.executable, "-c", TRAIN], capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"}, check=True
+    )
     assert (tmp_path / "output").read_text() == bare.stdout

@@ -45,7 +45,7 @@ class Ancestry:
 def ancestry(tensor: Any) -> Ancestry:
     """Walk back from a scalar through divisions, products with constants and sums, to a tagged loss or a reduction.
 
-    Of several summands the first that leads to a tagged loss counts; a constant factor is read from what the node saved.
+    Of several summands the first that leads to a tagged loss counts; a constant factor is what its node saved.
     """
     out = Ancestry()
     node = tensor.grad_fn
@@ -165,7 +165,12 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     def make(original: Any) -> Any:
         def backward(
-            tensors: Any, grad_tensors: Any = None, retain_graph: Any = None, create_graph: Any = False, *a: Any, **k: Any
+            tensors: Any,
+            grad_tensors: Any = None,
+            retain_graph: Any = None,
+            create_graph: Any = False,
+            *a: Any,
+            **k: Any,
         ) -> Any:
             if torch.compiler.is_compiling():
                 return original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)

@@ -4,7 +4,8 @@ The stream is a file of JSON lines, ``[tag, payload]``, flushed line by line so 
 on disk. Payloads carry the field names of :mod:`trainlint.recording.schema`; ``recording/assemble.py`` puts them
 together. Tags: ``program``, ``plan`` (partial objects, later lines update earlier), ``root``, ``parameter``,
 ``optimizer``, ``scheduler``, ``loader`` (by ``id``, last wins), ``framework`` (by ``name``, last wins), ``event``,
-``event_value`` (fills fields of an earlier event), ``dropped``, ``measure``, ``outsiders``, ``second_moment``, ``config``, ``prevented``, ``problem``, ``mark``.
+``event_value`` (fills fields of an earlier event), ``dropped``, ``measure``, ``outsiders``, ``second_moment``,
+``config``, ``prevented``, ``problem``, ``mark``.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _short_repr(value: Any) -> str:
 
 
 def scalar(value: Any) -> Any:
-    """A hyperparameter as schema ``Value``: scalars stay, flat sequences of scalars stay, 0-d tensors become numbers."""
+    """A hyperparameter as schema ``Value``: scalars and flat sequences stay, 0-d tensors become numbers."""
     item = getattr(value, "item", None)
     if item is not None and getattr(value, "ndim", None) == 0:
         try:
@@ -116,7 +117,7 @@ class Stream:
 
 
 class Identities:
-    """Small integers for objects, by identity, without keeping the objects alive where they can be weakly referenced."""
+    """Small integers for objects, by identity, without keeping them alive where they can be weakly referenced."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, Any]] = {}
@@ -270,11 +271,7 @@ class Recorder:
 
 
 _STDLIB = tuple(
-    {
-        os.path.realpath(p) + os.sep
-        for p in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
-        if p
-    }
+    {os.path.realpath(p) + os.sep for p in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")) if p}
     | {p + os.sep for p in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")) if p}
 )
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -282,13 +279,13 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 @functools.lru_cache(maxsize=8192)
 def is_user_file(filename: str) -> bool:
-    """Whether a code object's file belongs to the user's program (not the standard library, a framework or trainlint)."""
+    """Whether a file belongs to the user's program (not the standard library, a framework or trainlint)."""
     if not filename or filename.startswith("<"):
         return False
     if filename.startswith(_HERE):
         return False
     for marker in ("site-packages", "dist-packages"):
-        head, found, tail = filename.rpartition(os.sep + marker + os.sep)
+        _, found, tail = filename.rpartition(os.sep + marker + os.sep)
         if found:
             top = tail.split(os.sep, 1)[0]
             return top.removesuffix(".py") not in FRAMEWORKS

@@ -33,7 +33,9 @@ class CannotCopy(Exception):
 class Snapshot:
     """A scheduler's class and own numbers, and the hyperparameters of the groups it sets."""
 
-    def __init__(self, cls: type, numbers: dict[str, Any], children: list[Snapshot], groups: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, cls: type, numbers: dict[str, Any], children: list[Snapshot], groups: list[dict[str, Any]]
+    ) -> None:
         self.cls = cls
         self.numbers = numbers
         self.children = children
@@ -102,7 +104,7 @@ def _plain(value: Any, name: str) -> Any:
         return collections.Counter(value)
     if isinstance(value, dict):
         return {k: _plain(v, name) for k, v in value.items()}
-    if isinstance(value, _FUNCTIONS) or isinstance(value, type):
+    if isinstance(value, (*_FUNCTIONS, type)):
         return value
     if callable(value):
         inner = getattr(value, "__dict__", {})
@@ -209,9 +211,7 @@ def grid(limit: int, marks: list[int]) -> list[int]:
     return sorted(p for p in points if 0 <= p <= limit)
 
 
-def curve(
-    snapshot: Snapshot | None, length: int | None, plan: int | None
-) -> tuple[list[tuple[int, list[float]]], str]:
+def curve(snapshot: Snapshot | None, length: int | None, plan: int | None) -> tuple[list[tuple[int, list[float]]], str]:
     """Rates over calls, and a remark when the curve is cut short or missing."""
     if snapshot is None:
         return [], "no snapshot"
@@ -247,9 +247,7 @@ def closed_form(scheduler: Any) -> Any:
     return None
 
 
-def _closed(
-    rates_at: Any, scheduler: Any, points: list[int]
-) -> tuple[list[tuple[int, list[float]]], str]:
+def _closed(rates_at: Any, scheduler: Any, points: list[int]) -> tuple[list[tuple[int, list[float]]], str]:
     start = int(scheduler.last_epoch)
     began = time.perf_counter()
     out: list[tuple[int, list[float]]] = []

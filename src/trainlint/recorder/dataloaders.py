@@ -86,7 +86,6 @@ def describe(loader: Any, number: int) -> dict[str, Any]:
 
 
 def install(session: Session, hooks: ImportHooks) -> None:
-    import torch
     import torch.utils.data.dataloader as module
 
     recorder: Recorder = session.recorder
@@ -136,7 +135,6 @@ def install(session: Session, hooks: ImportHooks) -> None:
     wrap(base, "__next__", make_next)
 
     _install_forward(session)
-
 
 
 class ForwardHook:

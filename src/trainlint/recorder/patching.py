@@ -113,7 +113,9 @@ def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..
     return True
 
 
-def around(before: Before | None = None, after: After | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def around(
+    before: Before | None = None, after: After | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """For :func:`wrap`: call ``before(*args, **kwargs)`` and ``after(result, token, *args, **kwargs)``.
 
     ``before``'s return value is the ``token``. Both must be quiet (``Recorder.quiet``): they must not raise. When the

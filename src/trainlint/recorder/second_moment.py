@@ -55,7 +55,11 @@ def second_moments(number: int, optimizer: Any, known: dict[int, int]) -> Iterat
                 zero += int(((v == 0) & (grad != 0)).sum().item())
             root = v.sqrt()
             with_eps = (root.float() + eps).to(dtype) if not fused else root.float() + eps
-            lost = (with_eps == root) & (root.float() <= 100 * eps) if not fused else torch.zeros_like(root, dtype=torch.bool)
+            lost = (
+                (with_eps == root) & (root.float() <= 100 * eps)
+                if not fused
+                else torch.zeros_like(root, dtype=torch.bool)
+            )
             unbounded += int(lost.sum().item())
         yield {
             "optimizer": number,

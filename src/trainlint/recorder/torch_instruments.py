@@ -16,9 +16,9 @@ PARTS = ("modules", "optimizers", "autograd", "losses", "schedulers", "dataloade
 
 def install(recorder: Recorder, hooks: ImportHooks) -> None:
     """Called right after ``import torch`` in a watched process."""
-    from .watch import Session
-
     import torch
+
+    from .watch import Session
 
     session = Session(recorder)
     for name in PARTS:

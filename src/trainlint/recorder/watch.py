@@ -142,4 +142,3 @@ def alive(pid: int) -> bool:
             return f.read().rpartition(b")")[2].split()[:1] != [b"Z"]
     except OSError:
         return True
-

@@ -202,8 +202,8 @@ def _mark_training_loaders(loaders: list[dict[str, Any]], events: dict[int, dict
 def last(items: Iterable[Any]) -> Any:
     """The last item or ``None``."""
     found = None
-    for found in items:
-        pass
+    for item in items:
+        found = item
     return found
 
 

@@ -105,7 +105,8 @@ class ConfigRead:
 class ConfigKey:
     """One leaf of the configuration.
 
-    ``origin``: ``file``, ``override`` (given to trainlint or on the program's command line), ``default`` (the program's).
+    ``origin``: ``file``, ``override`` (given to trainlint or on the program's command line),
+    ``default`` (the program's).
     ``reads`` is ``None`` when the object that holds the key was never seen in the watched process.
     """
 
@@ -266,7 +267,7 @@ class Optimizer:
     state_loaded_from: str | None = None
     #: State held before its first watched step (0: cold).
     state_tensors_before: int = 0
-    #: dtypes of floating point state after the first step, by state key (``exp_avg_sq`` -> ``bfloat16``), group 0 first.
+    #: dtypes of floating point state after the first step, by key (``exp_avg_sq`` -> ``bfloat16``), group 0 first.
     state_dtypes: Mapping[str, str] = field(default_factory=dict)
     #: Steps seen in the watch, and steps that a GradScaler skipped.
     steps: int = 0
@@ -355,7 +356,7 @@ class Plan:
     batches_per_epoch: int | None = None
     #: Backwards per optimizer step that were seen, or what the framework says.
     accumulation: int | None = None
-    #: ``lightning Trainer.estimated_stepping_batches``, ``transformers TrainerState.max_steps``, ``config max_steps`` ...
+    #: ``lightning Trainer.estimated_stepping_batches``, ``transformers TrainerState.max_steps`` ...
     source: str = ""
 
 
