@@ -143,7 +143,7 @@ def _finding(
             "setting": key.meaning,
             "declared": list(key.value) if isinstance(key.value, tuple) else key.value,
             "observed": difference.observed,
-            "reads": [{"how": r.how, "by": r.by, "at": place(r.at)} for r in key.reads or ()],
+            "reads": [f"{r.by or r.how} at {place(r.at) or 'unknown'}" for r in key.reads or ()],
         },
         fix=difference.fix,
         severity=severity,

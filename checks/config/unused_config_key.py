@@ -179,7 +179,7 @@ def _finding(run: Recording, config: ConfigFacts, group: Sequence[_Unused]) -> F
                     "value": list(k.value) if isinstance(k.value, tuple) else k.value,
                     "file": k.at.file if k.at else None,
                     "line": k.at.line if k.at else None,
-                    "bulk_reads": [{"by": r.by, "at": place(r.at)} for r in k.reads or ()],
+                    "taken_by": [f"{r.by} at {place(r.at) or 'unknown'}" for r in k.reads or ()],
                 }
                 for k in keys
             ],

@@ -139,7 +139,7 @@ def _completed(
         command=launch.command,
         sources=program.sources,
     )
-    source = read_source(program.sources) if program.sources else recording.source
+    source = read_source(program.sources, recording) if program.sources else recording.source
     return dataclasses.replace(recording, program=program, ending=seen.ending, config=config, source=source)
 
 

@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import warnings
 from collections.abc import Iterable
 
 from trainlint.config.mentions import SIZE_CAP, is_own_file
-from trainlint.recording.schema import RateAssignment, SourceFacts, SourceLine
+from trainlint.recording.schema import RateAssignment, Recording, SourceFacts, SourceLine
 
 #: What the rate of a param group is called where programs write it.
 _RATE = "lr"
 #: Calls that read a rate.
 _RATE_CALLS = frozenset(("get_last_lr", "get_lr", "_get_learning_rate", "get_current_lr"))
+#: A class and the last names of its bases: a text search, since every file is needed and parsing all is slow.
+_CLASS = re.compile(rb"^[ \t]*class[ \t]+(\w+)[ \t]*\(([^()]*)\)", re.MULTILINE)
+_BASE = re.compile(rb"(\w+)[ \t]*(?:\[[^\]]*\])?[ \t]*(?:,|$)", re.MULTILINE)
 #: Only files with one of these are parsed.
 _TELLING = (b'"lr"', b"'lr'", b"lr=", b"step(", b"get_last_lr", b"get_lr")
 #: An installed package that says none of these does not train: its ``step`` is something else.
 _ABOUT_TRAINING = (b"optim", b"sched", b"param_groups", b"lightning", b"accelerat")
 
 
-def read_source(files: Iterable[str]) -> SourceFacts:
-    """Facts from the program's own files among ``files``; files that cannot be read or parsed are left out."""
+def read_source(files: Iterable[str], run: Recording | None = None) -> SourceFacts:
+    """Facts from the program's own files among ``files``; files that cannot be read or parsed are left out.
+
+    With ``run``, methods of trainer callbacks that are not attached and of modules that do not exist are left out too:
+    a package is often loaded whole, and what its other models and callbacks do says nothing about this run.
+    """
     kept: list[str] = []
     assignments: list[RateAssignment] = []
     reads: list[SourceLine] = []
     steps: list[SourceLine] = []
+    classes: dict[str, set[str]] = {}
     for file in dict.fromkeys(files):
         if not file.endswith(".py") or not is_own_file(file):
             continue
-        tree = _parse(file)
+        text = _read(file)
+        if text is None:
+            continue
+        if run is not None:
+            for name, bases in _CLASS.findall(text):
+                classes.setdefault(name.decode(), set()).update(b.decode() for b in _BASE.findall(bases))
+        tree = _parse(file, text)
         if tree is None:
             continue
         kept.append(file)
@@ -38,6 +53,11 @@ def read_source(files: Iterable[str]) -> SourceFacts:
         assignments += finder.found
         reads += finder.reads
         steps += finder.steps
+    if run is not None:
+        idle = _idle_classes(classes, run)
+        assignments = [a for a in assignments if a.at.function.partition(".")[0] not in idle]
+        reads = [at for at in reads if at.function.partition(".")[0] not in idle]
+        steps = [at for at in steps if at.function.partition(".")[0] not in idle]
     assignments.sort(key=lambda a: (a.at.file, a.at.line))
     return SourceFacts(
         files=tuple(kept),
@@ -47,16 +67,62 @@ def read_source(files: Iterable[str]) -> SourceFacts:
     )
 
 
+def _idle_classes(classes: dict[str, set[str]], run: Recording) -> frozenset[str]:
+    """Callback and module classes of which, and of whose subclasses, the run has no instance.
+
+    Classes are told by name, as the syntax tree knows them. Of other kinds of classes it is not known which exist.
+    """
+    attached = {name.rpartition(".")[2] for f in run.frameworks for name in f.callbacks}
+    modules = {r.class_name for r in run.roots} | {s.class_name for r in run.roots for s in r.submodules}
+    children: dict[str, set[str]] = {}
+    for name, bases in classes.items():
+        for base in bases:
+            children.setdefault(base, set()).add(name)
+    idle = set()
+    for name in classes:
+        above = _closure(name, classes)
+        family = _closure(name, children)
+        is_callback = any(b.endswith("Callback") for b in above)
+        is_module = any(b.endswith("Module") and not b.endswith("DataModule") for b in above)
+        if is_callback == is_module:
+            continue
+        if is_callback:
+            absent = bool(run.frameworks) and not family & attached
+        else:
+            # Wrappers put a word in front of the name (FSDPNet).
+            absent = bool(modules) and not any(m.endswith(tuple(family)) for m in modules)
+        if absent:
+            idle.add(name)
+    return frozenset(idle)
+
+
+def _closure(name: str, links: dict[str, set[str]]) -> set[str]:
+    found = {name}
+    queue = [name]
+    while queue:
+        for other in links.get(queue.pop(), ()):
+            if other not in found:
+                found.add(other)
+                queue.append(other)
+    return found
+
+
 def _in_order(lines: list[SourceLine]) -> tuple[SourceLine, ...]:
     return tuple(sorted(dict.fromkeys(lines), key=lambda at: (at.file, at.line)))
 
 
-def _parse(file: str) -> ast.Module | None:
+def _read(file: str) -> bytes | None:
     try:
         if os.path.getsize(file) > SIZE_CAP:
             return None
         with open(file, "rb") as f:
-            text = f.read()
+            return f.read()
+    except OSError:
+        return None
+
+
+def _parse(file: str, text: bytes) -> ast.Module | None:
+    try:
         if not any(word in text for word in _TELLING):
             # Nothing here can assign or read a rate or make a step; an empty tree saves the parse.
             return ast.Module(body=[], type_ignores=[])
@@ -65,7 +131,7 @@ def _parse(file: str) -> ast.Module | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(text, filename=file)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
