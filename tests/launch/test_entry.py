@@ -169,7 +169,7 @@ def test_module_is_found_as_python_would(tmp_path: Path) -> None:
     write(tmp_path / "pkg/__init__.py", "")
     write(
         tmp_path / "pkg/train.py",
-        "import sys\ndef main(c): print(c['lr'], len(sys.argv), sys.path[0] == '', __name__)\nclass A:\n    run = main\n",
+        "import sys\ndef main(c): print(c['lr'], len(sys.argv), sys.path[0] == '', __name__)\nclass A: run = main\n",
     )
     config = write(tmp_path / "configs/c.json", '{"lr": 0.5}')
     assert call(tmp_path, "pkg.train:main", str(config)).stdout.split() == ["0.5", "1", "True", "pkg.train"]

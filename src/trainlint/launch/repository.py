@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_FILES = 4000
+#: A data set of a million folders beside the code must not be walked through.
+MAX_FOLDERS = 10_000
 MAX_BYTES = 1_000_000
 _SKIP = frozenset(
     [
@@ -92,9 +94,11 @@ def repository_root(start: Path) -> Path:
 
 
 def walk(root: Path, suffixes: tuple[str, ...], names: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Files with these suffixes in a fixed order, at most ``MAX_FILES``; no environments or caches."""
+    """Files with these suffixes in a fixed order, bounded in number; no environments or caches."""
     count = 0
-    for folder, folders, files in os.walk(root):
+    for visited, (folder, folders, files) in enumerate(os.walk(root)):
+        if visited >= MAX_FOLDERS:
+            return
         kept = []
         for name in sorted(folders):
             if name.startswith(".") or name in _SKIP or name.endswith(".egg-info"):
