@@ -78,6 +78,7 @@ class Session:
                     self.recorder.problem(f"closing {getattr(closer, '__qualname__', closer)}", error)
             config_access.flush(self.recorder)
             self.recorder.flush_later()
+        self.recorder.mark("closed", pid=os.getpid(), rank=rank())
         self._closed = True
 
     # -- parking
