@@ -32,7 +32,7 @@ class PerturbationModel(L.LightningModule):
         self.project_out = nn.Linear(hidden_dim, embedding_dim)
         self.gene_decoder = GeneDecoder(embedding_dim, kwargs.get("decoder_hidden", [128]), genes, dropout)
         self.decoder_weight = kwargs.get("decoder_weight", 1.0)
-        self.loss_fn = nn.SmoothL1Loss()
+        self.criterion = nn.SmoothL1Loss()
 
     def forward(self, control, perturbation):
         tokens = torch.stack([self.basal_encoder(control), self.pert_encoder(perturbation)], dim=1)
@@ -41,10 +41,10 @@ class PerturbationModel(L.LightningModule):
 
     def losses(self, batch):
         embedding = self(batch["control"], batch["perturbation"])
-        loss = self.loss_fn(embedding, batch["perturbed"])
+        loss = self.criterion(embedding, batch["perturbed"])
         if "expression" in batch:
             genes = self.gene_decoder(embedding.detach())
-            loss = loss + self.decoder_weight * self.loss_fn(genes, batch["expression"])
+            loss = loss + self.decoder_weight * self.criterion(genes, batch["expression"])
         return loss
 
     def training_step(self, batch, batch_idx):

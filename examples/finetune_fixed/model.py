@@ -38,7 +38,7 @@ class PerturbationModel(L.LightningModule):
         self.project_out = nn.Linear(hidden, width)
         self.gene_decoder = GeneDecoder(width, model["decoder_hidden"], genes, model["dropout"])
         self.decoder_weight = model["decoder_weight"]
-        self.loss_fn = LOSSES[training["loss_fn"]]()
+        self.criterion = LOSSES[training["loss_fn"]]()
 
     def forward(self, control, perturbation):
         tokens = torch.stack([self.basal_encoder(control), self.pert_encoder(perturbation)], dim=1)
@@ -48,7 +48,7 @@ class PerturbationModel(L.LightningModule):
     def losses(self, batch):
         embedding = self(batch["control"], batch["perturbation"])
         genes = self.gene_decoder(embedding.detach())
-        return self.loss_fn(embedding, batch["perturbed"]) + self.decoder_weight * self.loss_fn(
+        return self.criterion(embedding, batch["perturbed"]) + self.decoder_weight * self.criterion(
             genes, batch["expression"]
         )
 

@@ -122,8 +122,13 @@ def test_nothing_in_the_output_folder_is_lost(
     result = check(line, tmp_path, config=earlier_run / "run" / "config.yaml")
     assert tree(earlier_run) == before
     assert result.of("TL204"), result.explain()
-    deleted = [p for p in result.report["prevented"] if p["action"] == "delete"]
-    assert bool(deleted) == overwrite, result.report["prevented"]
+    # Without overwrite Lightning's CSV logger still clears the metrics of the earlier run.
+    deleted = {Path(p["target"]).name for p in result.report["prevented"] if p["action"] == "delete"}
+    assert deleted, result.report["prevented"]
+    if overwrite:
+        assert deleted & {"run", "last.ckpt", "checkpoints"}, deleted
+    else:
+        assert deleted == {"metrics.csv"}, deleted
     assert not processes_mentioning(str(screen))
 
 
