@@ -128,6 +128,7 @@ class GatheredView:
     def _each(self, console: Console, width: int) -> Iterator[Text]:
         """A place and a few lines of message for each."""
         pen = self.pen
+        told: dict[str, str] = {}
         for finding in self.findings[:MAX_GATHERED]:
             place = place_text(finding.location, pen, width - INDENT - 2)
             bullet = Text(f"{pen.glyphs.dot} ", style="dim")
@@ -136,9 +137,13 @@ class GatheredView:
                 bullet = Text()
             body = " ".join(p for p in pen.paragraphs(finding.message) if p)
             rows = wrap(Text(body), console, width - INDENT - 2)
+            yield from hanging(bullet, rows, indent=INDENT, label_width=2, limit=5, more=pen.glyphs.ellipsis)
             if finding.fix and not self._one_fix():
-                rows += wrap(pen.text("fix: " + finding.fix, "green"), console, width - INDENT - 2)
-            yield from hanging(bullet, rows, indent=INDENT, label_width=2, limit=4, more=pen.glyphs.ellipsis)
+                # The same cure for several of them is told once.
+                earlier = told.setdefault(finding.fix, pen.line(_subject(finding)))
+                fix = finding.fix if earlier == pen.line(_subject(finding)) else f"as for {earlier}"
+                rows = wrap(pen.text("fix: " + fix, "green"), console, width - INDENT - 2)
+                yield from hanging(Text(), rows, indent=INDENT, label_width=2, limit=4, more=pen.glyphs.ellipsis)
         hidden = self.findings[MAX_GATHERED:]
         if hidden:
             names = ", ".join(pen.line(s) for s in map(_subject, hidden) if s)
