@@ -98,3 +98,23 @@ def install(session: Session, hooks: ImportHooks) -> None:
             make(name, "save")
 
     hooks.on_import("safetensors.torch", on_safetensors)
+
+    def on_reader(module: Any) -> None:
+        # transformers and PEFT read through this; it is a class that cannot be derived from, so a function stands in.
+        @recorder.quiet
+        def opened(result: Any, token: Any, filename: Any, *args: Any, **kwargs: Any) -> None:
+            path = path_of(filename)
+            if path is not None:
+                session.last_loaded = path
+                recorder.event(
+                    "file",
+                    at=recorder.user_line(),
+                    call="load",
+                    path=path,
+                    function="safetensors.safe_open",
+                    keys=[str(k) for k in list(result.keys())[:KEYS]],
+                )
+
+        wrap(module, "safe_open", around(after=opened))
+
+    hooks.on_import("safetensors", on_reader)
