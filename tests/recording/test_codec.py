@@ -28,6 +28,8 @@ from trainlint.recording.schema import (
     StepMeasurement,
 )
 
+HEAD = '{"schema": "' + SCHEMA + '"'
+
 scalars = (
     st.none()
     | st.booleans()

@@ -13,6 +13,14 @@ from .patching import ImportHooks
 #: Instrument modules of this package; each has ``install(session, hooks)``.
 PARTS = ("modules", "optimizers", "autograd", "losses", "schedulers", "dataloaders", "clipping", "amp", "checkpoints")
 
+OLDEST = (2, 6)
+
+
+def version(text: str) -> tuple[int, ...]:
+    """``2.13.0+cpu`` -> (2, 13)."""
+    numbers = text.split("+")[0].split(".")[:2]
+    return tuple(int(n) for n in numbers if n.isdigit())
+
 
 def install(recorder: Recorder, hooks: ImportHooks) -> None:
     """Called right after ``import torch`` in a watched process."""
@@ -20,6 +28,11 @@ def install(recorder: Recorder, hooks: ImportHooks) -> None:
 
     from .watch import Session
 
+    if version(str(torch.__version__)) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        recorder.problem(
+            "torch", f"torch {torch.__version__} is older than {oldest}, the oldest that is watched in full"
+        )
     session = Session(recorder)
     for name in PARTS:
         try:
