@@ -39,7 +39,7 @@ def execute(argv: Sequence[str]) -> int:
         say(
             f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}",
             "This is a fault of trainlint, not of your program. Run again with TRAINLINT_DEBUG=1 for the traceback and "
-            "report it with that: https://github.com/trainlint/trainlint/issues",
+            "report it with that.",
         )
     return 2
 
