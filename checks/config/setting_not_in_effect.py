@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainlint.contract import Finding, Key, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording import in_effect
-from trainlint.recording.describe import place, uses
+from trainlint.recording.describe import number, place, uses
 from trainlint.recording.in_effect import Observed, any_close
 from trainlint.recording.schema import ConfigKey, Value
 
@@ -294,7 +294,7 @@ def _warm_up(run: Recording, key: ConfigKey) -> _Difference | None:
         return None
     constant = _constant(run)
     if constant is not None:
-        return constant
+        return replace(constant, text=f"there is no warm-up, the rate is constant at {number(constant.observed)}")
     found = in_effect.has_warm_up(run)
     if found is None or found[0]:
         return None
@@ -318,7 +318,9 @@ def _minimum(run: Recording, key: ConfigKey) -> _Difference | None:
     peaks = in_effect.peak_rates(run)
     top = max(peaks.values, default=0.0) if peaks is not None else 0.0
     if constant is not None:
-        return None if key.meaning == "min_lr" and top and wanted >= top else constant
+        if key.meaning == "min_lr" and top and wanted >= top:
+            return None
+        return replace(constant, text=f"the rate never falls, it is constant at {number(constant.observed)}")
     lowest = in_effect.lowest_rate(run)
     if lowest is None or not top:
         return None

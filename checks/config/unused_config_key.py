@@ -73,6 +73,8 @@ def unused_config_key(run: Recording) -> Iterator[Finding]:
     if config is None or not config.keys:
         raise NotApplicable("no config was named and none was seen in the program")
     followed = [k for k in config.keys if k.reads is not None]
+    if not followed and config.tracked_by:
+        raise NotObserved(f"the config is read by a library's own parser ({config.tracked_by}), which is not followed")
     if not followed:
         raise NotObserved(
             "the config object was not recognised in the program, so reads of its keys were not seen; recognised are "

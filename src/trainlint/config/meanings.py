@@ -210,6 +210,8 @@ def _normal(name: str) -> str:
 
 def _section(name: str) -> str:
     normal = _normal(name)
+    if normal in _TRAINING:
+        return normal
     cut = _ENDINGS.sub("", normal)
     return cut or normal
 

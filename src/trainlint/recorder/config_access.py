@@ -90,6 +90,8 @@ class ConfigAccess:
             if not is_user_file(caller):
                 # A library reads it with its own parser (jsonargparse, transformers): its keys are its own matter.
                 top = caller.rpartition("site-packages" + os.sep)[2].split(os.sep, 1)[0]
+                if top in ("omegaconf", "hydra"):
+                    return data  # what they make of it is followed itself
                 self.new_tracker(data, kind=kind, by=f"{by} in {top}", files=(file,), followed=False)
                 return data
             if trusts_exact_type(caller):
@@ -132,7 +134,7 @@ class ConfigAccess:
         return {
             "files": files,
             "kind": kinds[0] if kinds else "",
-            "tracked_by": ", ".join(dict.fromkeys(t.by for t in ordered if t.by and id(t) not in self.unfollowed)),
+            "tracked_by": ", ".join(dict.fromkeys(t.by for t in ordered if t.by)),
             "keys": list(keys.values()),
             "missing": list(missing.values()),
         }
@@ -214,6 +216,7 @@ def install(recorder: Recorder, hooks: ImportHooks) -> None:
     hooks.on_import("hydra._internal.hydra", lambda m: install_hydra_internal(omega, m))
     hooks.on_import("hydra.compose", lambda m: install_hydra_compose(omega, m))
     hooks.on_import("hydra._internal.instantiate._instantiate2", lambda m: install_hydra_instantiate(omega, m))
+    hooks.on_import("torch.serialization", _allow_dict)
     hooks.on_import("torch._dynamo.callback", lambda m: _before_compiling(state, m))
     atexit.register(flush, recorder)
 
@@ -285,6 +288,13 @@ def _represent_sections(module: ModuleType) -> None:
         if cls is not None:
             for section in (config_section.Section, config_section.Untracked):
                 cls.add_representer(section, cls.represent_dict)
+
+
+def _allow_dict(module: ModuleType) -> None:
+    """A section is pickled as a call of dict, which torch.load(weights_only=True) must accept."""
+    allow = getattr(module, "add_safe_globals", None)
+    if allow is not None:
+        allow([dict])
 
 
 def _before_compiling(state: ConfigAccess, module: ModuleType) -> None:
