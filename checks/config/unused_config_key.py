@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trainlint.contract import Finding, Key, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording.describe import place, plural
-from trainlint.recording.schema import ConfigFacts, ConfigKey, NameMention, OptimizerStep, Value
+from trainlint.recording.schema import ConfigFacts, ConfigKey, ConfigRead, NameMention, OptimizerStep, Value
 
 #: Takers that only show or store a section.
 _DUMPS = frozenset(("print", "logging", "pickle", "json.dump", "yaml.dump", "save_hyperparameters", "logger", "wandb"))
@@ -62,7 +62,9 @@ def unused_config_key(run: Recording) -> Iterator[Finding]:
     The run is stopped after a few optimizer steps. A key that only later code reads is not reported when loaded source
     mentions it, and keys that speak of evaluation, saving or export are left out, because that code may be imported
     later. A section that was not read key by key may have been handed to compiled code (pydantic): it is reported only
-    when no source mentions its names. A compiled extension or a subprocess that reads the file again is not seen.
+    when no source mentions its names. A section whose names are data (weights by class, a list of data sets) is told
+    by code that goes through this section alone, or by the fact that no name in it is known; it is left out. A
+    compiled extension or a subprocess that reads the file again is not seen.
     Learning rate, schedule and the other settings of TL104 are judged there, against what the run does. Keys without a
     value (`null`, empty) are not reported, and keys of an installed package's own config files only as info.
 
@@ -85,7 +87,8 @@ def unused_config_key(run: Recording) -> Iterator[Finding]:
     if config.mentions is None and any(not k.reads or _bulk_only(k) for k in followed):
         raise NotObserved("the source files that the program loaded are not known, so names could not be looked up")
     mentions = {m.name: m for m in config.mentions or ()}
-    unused = [u for k in followed if _a_setting(k) and (u := _unused(k, mentions, followed)) is not None]
+    sections = _Sections(followed, mentions)
+    unused = [u for k in followed if _a_setting(k) and (u := _unused(k, mentions, sections)) is not None]
     for group in _groups(unused):
         yield _finding(run, config, group)
 
@@ -123,7 +126,38 @@ def _section(path: str) -> str:
     return re.sub(r"(?:\[\d+\])+$", "", path).rpartition(".")[0]
 
 
-def _unused(key: ConfigKey, mentions: dict[str, NameMention], followed: Sequence[ConfigKey]) -> _Unused | None:
+class _Sections:
+    """What is known of the sections that keys stand in."""
+
+    def __init__(self, followed: Sequence[ConfigKey], mentions: dict[str, NameMention]) -> None:
+        #: Sections of which a key was read one by one: reads of their other keys would have been seen.
+        self.read_by_key = {_section(k.path) for k in followed if k.reads and not _bulk_only(k)}
+        #: Sections of which some key's name is known to the program.
+        self.known = self.read_by_key | {
+            _section(k.path) for k in followed if (m := mentions.get(_name(k))) is not None and m.own and m.files
+        }
+        self._taken: dict[tuple[str, str, int], set[str]] = {}
+        for k in followed:
+            for read in k.reads or ():
+                self._taken.setdefault(_by(read), set()).add(_section(k.path))
+
+    def names_are_data(self, key: ConfigKey) -> bool:
+        """Whether the program goes through this very section (names of data sets, of classes), not through all."""
+        section = _section(key.path)
+        if not section:
+            return False
+        return any(r.by in _LOOPS and self._taken[_by(r)] == {section} for r in key.reads or ())
+
+
+#: Ways to go through a section in which its names may be the data.
+_LOOPS = frozenset(("items()", "values()", "keys()", "popitem()", "a loop over the section"))
+
+
+def _by(read: ConfigRead) -> tuple[str, str, int]:
+    return (read.by, read.at.file, read.at.line) if read.at is not None else (read.by, "", 0)
+
+
+def _unused(key: ConfigKey, mentions: dict[str, NameMention], sections: _Sections) -> _Unused | None:
     if not _bulk_only(key):
         return None
     mention = mentions.get(_name(key))
@@ -131,16 +165,12 @@ def _unused(key: ConfigKey, mentions: dict[str, NameMention], followed: Sequence
         return None
     shipped = key.origin == "file" and key.at is not None and "site-packages" in key.at.file
     if key.reads:
-        return _Unused(key, True, shipped) if not mention.files else None
-    if mention.files and (mention.own and mention.access or not _read_by_key(key, followed)):
+        if mention.files or sections.names_are_data(key) or _section(key.path) not in sections.known:
+            return None
+        return _Unused(key, True, shipped)
+    if mention.files and (mention.own and mention.access or _section(key.path) not in sections.read_by_key):
         return None
     return _Unused(key, False, shipped)
-
-
-def _read_by_key(key: ConfigKey, followed: Sequence[ConfigKey]) -> bool:
-    """Whether another key of the same section was read one by one, so that this reader would have been seen."""
-    section = _section(key.path)
-    return any(_section(k.path) == section and k.reads and not _bulk_only(k) for k in followed)
 
 
 def _groups(unused: Sequence[_Unused]) -> Iterator[list[_Unused]]:

@@ -64,7 +64,10 @@ def test_a_key_that_nothing_ever_reads() -> None:
 
 def test_keys_only_passed_along() -> None:
     run = run_with(
-        key("training.warmup", (*STARS, *DUMP)), key("training.foo", STARS), mentions=nowhere("warmup", "foo")
+        key("training.steps", ITEM),
+        key("training.warmup", (*STARS, *DUMP)),
+        key("training.foo", STARS),
+        mentions=nowhere("warmup", "foo"),
     )
     severity, finding = only(check, run)
     assert severity == "warning"
@@ -97,7 +100,7 @@ def test_sections_stay_apart_and_long_ones_are_split() -> None:
 
 def test_keys_of_an_installed_packages_own_files_are_info() -> None:
     shipped = ConfigKey("a.b", 1, "int", SourceLine("/v/lib/python3.11/site-packages/app/c.yaml", 3), reads=DUMP)
-    severity, finding = only(check, run_with(shipped, mentions=nowhere("b")))
+    severity, finding = only(check, run_with(key("a.c", ITEM), shipped, mentions=nowhere("b")))
     assert severity == "info"
     assert "come with the installed package" in finding.message
 
@@ -139,6 +142,18 @@ def test_a_section_that_nobody_read_key_by_key_may_have_gone_to_compiled_code() 
     assert not silent(key("a.b"), key("a.c"), key("z.q", ITEM), mentions=(*keyword, *nowhere("c")))[1:]
     only_named = silent(key("a.b"), key("a.c", ITEM), mentions=keyword)
     assert [f.about for f in only_named] == ["a.b"], "its sibling was read one by one, so its own read would be seen"
+
+
+def test_names_that_are_data() -> None:
+    loop = (ConfigRead("bulk", at(50), "items()"),)
+    everywhere = (ConfigRead("bulk", at(60), "items()"),)
+    names = nowhere("cat", "dog", "x")
+    weights = key("a.weights.cat", loop), key("a.weights.dog", loop), key("a.steps", ITEM)
+    assert not silent(*weights, mentions=names), "the program goes through this section"
+    copied = key("a.weights.cat", STARS), key("a.weights.dog", STARS), key("a.steps", ITEM)
+    assert not silent(*copied, mentions=names), "no name in it is known"
+    converted = key("a.x", everywhere), key("a.steps", ITEM), key("b.y", everywhere)
+    assert [f.about for f in silent(*converted, mentions=(*names, NameMention("y", ("m.py",))))] == ["a.x"]
 
 
 def test_when_nothing_can_be_said() -> None:

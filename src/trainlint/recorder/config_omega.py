@@ -16,7 +16,7 @@ from typing import Any
 from . import config_section
 from .config_paths import element, join, leaves
 from .config_section import Section, plain, section_of, track
-from .config_tracker import Tracker
+from .config_tracker import Tracker, loops_over
 from .core import Recorder, is_user_file
 from .patching import wrap
 
@@ -108,11 +108,11 @@ class Omega:
         if info is None:
             return
         tracker, path = info
-        spot = _last_keys.get(id(node))
-        if spot == (id(frame), frame.f_lasti):
+        by = ""
+        if _last_keys.get(id(node)) == (id(frame), frame.f_lasti):
             how, by = "bulk", "**"
-        else:
-            by = ""
+        elif id(frame.f_code) in _iterated.get(id(node), ()) and loops_over(frame, key):
+            how, by = "bulk", "a loop over the section"
         tracker.read(join(path, key), how, frame, by)
 
     def miss(self, node: Any, key: Any, default: Any, frame: FrameType) -> None:
@@ -125,6 +125,8 @@ class Omega:
 
 #: For containers whose ``keys()`` was just called: the caller's frame and instruction (see config_section).
 _last_keys: dict[int, tuple[int, int]] = {}
+#: Containers that some code iterates over: container -> code objects.
+_iterated: dict[int, set[int]] = {}
 
 
 def _inside(frame: FrameType) -> bool:
@@ -276,36 +278,28 @@ def _accessors(omega: Omega, cls: type) -> None:
 
     wrap(cls, "pop", make_pop)
 
-    def make_keys(original: Any) -> Any:
-        def keys(self: Any) -> Any:
-            if omega.roots:
-                frame = sys._getframe(1)
-                if id(self._get_root()) in omega.roots:
-                    _last_keys.clear()
-                    _last_keys[id(self)] = (id(frame), frame.f_lasti)
-            return original(self)
-
-        return keys
-
-    wrap(cls, "keys", make_keys)
-
-    def make_items(name: str) -> Any:
+    def make_all(name: str) -> Any:
         def make(original: Any) -> Any:
-            def items(self: Any, *args: Any, **kwargs: Any) -> Any:
+            def taken(self: Any, *args: Any, **kwargs: Any) -> Any:
                 if omega.roots:
                     frame = sys._getframe(1)
-                    info = omega.where(self)
-                    if info is not None and not _inside(frame):
-                        for key in list(self.__dict__["_content"] or ()):
+                    info = omega.where(self) if not _inside(frame) else None
+                    content = self.__dict__["_content"]
+                    if info is not None and isinstance(content, dict):
+                        if name == "keys()":
+                            _last_keys.clear()
+                            _last_keys[id(self)] = (id(frame), frame.f_lasti)
+                            _iterated.setdefault(id(self), set()).add(id(frame.f_code))
+                        for key in list(content):
                             info[0].read(join(info[1], key), "bulk", frame, name)
                 return original(self, *args, **kwargs)
 
-            return items
+            return taken
 
         return make
 
-    wrap(cls, "items", make_items("items()"))
-    wrap(cls, "values", make_items("values()"))
+    for method, name in (("keys", "keys()"), ("__iter__", "keys()"), ("items", "items()"), ("values", "values()")):
+        wrap(cls, method, make_all(name))
 
 
 def _has(node: Any, key: Any) -> bool:

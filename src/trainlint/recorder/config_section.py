@@ -146,11 +146,12 @@ class Section(dict, metaclass=_LooksLikeDict):  # type: ignore[type-arg]
         self._tl_all("|", sys._getframe(1))
         return dict.__or__(self, other)
 
-    # -- names only: what follows shows whether values are read
+    # -- names only: a use where the names are the data (names of data sets, of metrics), else none
 
     def keys(self) -> Any:
         if not _compiling():
             frame = sys._getframe(1)
+            self._tl_all("keys()", frame)
             # `**section` and dict(section) call keys() and then every item from C, at one instruction of the caller.
             self._tl_keys_at = (id(frame), frame.f_lasti)
             self._tl_iterated.add(id(frame.f_code))
@@ -159,7 +160,9 @@ class Section(dict, metaclass=_LooksLikeDict):  # type: ignore[type-arg]
     # Overriding __iter__ is also what makes C code (`**`, dict(), update) go through keys() and __getitem__.
     def __iter__(self) -> Iterator[Any]:
         if not _compiling():
-            self._tl_iterated.add(id(sys._getframe(1).f_code))
+            frame = sys._getframe(1)
+            self._tl_all("keys()", frame)
+            self._tl_iterated.add(id(frame.f_code))
         return dict.__iter__(self)
 
     def __reversed__(self) -> Iterator[Any]:

@@ -127,7 +127,7 @@ class Tracker:
         """Note a read of the leaf (or list of leaves) at ``path`` by the code of ``frame``. Never raises."""
         if frame is None or not self.active or self.recorder.busy:
             return
-        mark = (path, how, id(frame.f_code), frame.f_lasti)
+        mark = (path, how + by, id(frame.f_code), frame.f_lasti)
         if mark in self._seen:
             return
         self._seen.add(mark)
@@ -149,6 +149,8 @@ class Tracker:
         where = (how, by, at["file"] if at else "", at["line"] if at else 0)
         for leaf in found:
             places = self.reads.setdefault(leaf, {})
+            if by == "**":  # C code asks for the names first, at the same place
+                places.pop((how, "keys()", *where[2:]), None)
             if where in places or (len(places) >= PLACES and (how == "bulk" or _individual(places))):
                 continue
             places[where] = {"how": how, "at": at, "by": by}
