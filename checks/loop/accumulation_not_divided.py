@@ -117,6 +117,10 @@ def _undivided(
         loaders.update(e.loader for e in own)
         if len(own) == 1 and own[0].fingerprint is not None and own[0].fingerprint == _batch_before(interval, a):
             return None  # the same samples again: views or repeats of one batch
+    if any(b.new_gradients for b in backwards[1:]):
+        return None  # a later backward reaches parameters that an earlier one did not: another loss
+    if not fetched and _window_fetched_first(interval, backwards):
+        fetched = told = True
     if len(loaders) > 1:
         return None  # one batch from each of several loaders: tasks or domains, whose losses are meant to add up
     if not fetched and len(backwards) < 3 and not _asked(run, len(backwards)):
@@ -136,6 +140,13 @@ def _undivided(
     if rescaled:
         return None
     return _Window(interval, backwards, fetched, told or fetched, rescaled is not None, from_graph)
+
+
+def _window_fetched_first(interval: Interval, backwards: Sequence[Backward]) -> bool:
+    """The whole window was drawn before its first backward, as transformers' Trainer does."""
+    early = [e for e in interval.events if isinstance(e, BatchFetched) and e.seq < backwards[0].seq]
+    distinct = {e.fingerprint for e in early if e.fingerprint is not None}
+    return len({e.loader for e in early}) == 1 and len(distinct) >= len(backwards)
 
 
 def _batch_before(interval: Interval, backward: Backward) -> str | None:

@@ -470,3 +470,37 @@ def test_training_is_bit_identical_under_watch(tmp_path: Path) -> None:
         [sys.executable, "-c", TRAIN], capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"}, check=True
     )
     assert (tmp_path / "output").read_text() == bare.stdout
+
+
+def test_backwards_that_reach_new_parameters_are_told_apart(tmp_path: Path) -> None:
+    run = watch(
+        HEAD
+        + """
+heads = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+opt = torch.optim.SGD([*model.parameters(), *heads.parameters()], lr=0.1)
+for x, y in batches():
+    opt.zero_grad()
+    for head in heads:
+        F.cross_entropy(head(model(x)), y).backward()
+    F.cross_entropy(heads[0](model(x)), y).backward()
+    opt.step()
+""",
+        tmp_path,
+    )
+    assert [b.new_gradients for b in events(run, Backward)][:6] == [6, 2, 0, 6, 2, 0]
+
+
+def test_a_group_without_a_rate_keeps_its_place(tmp_path: Path) -> None:
+    run = watch(
+        HEAD
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+opt.param_groups[0]["lr"] = None
+opt.step = torch.optim.Optimizer.profile_hook_step(lambda self: None).__get__(opt)
+while True:
+    F.cross_entropy(model(torch.randn(16, 8)), torch.randint(0, 4, (16,))).backward()
+    opt.step()
+""",
+        tmp_path,
+    )
+    assert [math.isnan(s.rates[0]) for s in events(run, OptimizerStep)] == [True] * 3

@@ -122,16 +122,16 @@ def install(session: Session, hooks: ImportHooks) -> None:
     recorder: Recorder = session.recorder
 
     @recorder.quiet
-    def begins(tensors: Any, grad_tensors: Any, retain_graph: Any, create_graph: Any) -> None:
+    def begins(tensors: Any, grad_tensors: Any, retain_graph: Any, create_graph: Any) -> tuple[int, set[int]] | None:
         if threading.get_ident() != session.main_thread:
-            return
+            return None
         session.backwards += 1
         if session.backwards == 1:
             session.modules.scan()
             recorder.mark("backward")
         loss = tensors if isinstance(tensors, torch.Tensor) else next(iter(tensors), None)
         if not isinstance(loss, torch.Tensor):
-            return
+            return None
         fields: dict[str, Any] = {
             "dtype": dtype_name(loss.dtype),
             "numel": loss.numel(),
@@ -154,11 +154,23 @@ def install(session: Session, hooks: ImportHooks) -> None:
         seq = recorder.event("backward", at=recorder.user_line(), **fields)
         if loss.numel() == 1:
             recorder.later(seq, "value", loss.detach())
+        return seq, bare()
+
+    def bare() -> set[int]:
+        """Parameters of the known optimizers that have no gradient."""
+        return {
+            id(p)
+            for watched in session.optimizers.watched.values()
+            for group in watched.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is None
+        }
 
     @recorder.quiet
-    def ended() -> None:
+    def ended(seq: int, before: set[int]) -> None:
         if threading.get_ident() != session.main_thread:
             return
+        recorder.emit("event_value", {"seq": seq, "new_gradients": len(before - bare()) if before else 0})
         session.optimizers.probe()
         if not session.steps and session.backwards >= recorder.settings.backward_cap:
             session.park("backward-cap")
@@ -175,9 +187,10 @@ def install(session: Session, hooks: ImportHooks) -> None:
             if torch.compiler.is_compiling():
                 return original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
             session.activity()
-            begins(tensors, grad_tensors, retain_graph, create_graph)
+            begun = begins(tensors, grad_tensors, retain_graph, create_graph)
             result = original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
-            ended()
+            if begun is not None:
+                ended(*begun)
             return result
 
         return backward

@@ -79,7 +79,8 @@ def dumps(recording: Recording, *, indent: int | None = None) -> str:
 
 
 def _float(value: Any) -> float:
-    return float(value)
+    # A rate may be None (Adafactor without one); a column of numbers keeps its place.
+    return math.nan if value is None else float(value)
 
 
 def _same(value: Any) -> Any:
@@ -88,7 +89,7 @@ def _same(value: Any) -> Any:
 
 # Measurements are columns of tens of thousands of numbers: no call per element where it is a float already.
 def _floats(values: Any) -> tuple[float, ...]:
-    return tuple([v if v.__class__ is float else float(v) for v in values])
+    return tuple([v if v.__class__ is float else _float(v) for v in values])
 
 
 def _floats_or_none(values: Any) -> tuple[float | None, ...]:

@@ -462,6 +462,8 @@ class Backward:
     #: Line of the user's code that computed the loss, when it differs from ``at``.
     at: SourceLine | None = None
     retain_graph: bool = False
+    #: Parameters (of optimizers) that had no gradient before this backward and have one after it.
+    new_gradients: int | None = None
     #: Norm of all gradients right after this backward (only when it is the last before a step: see GradientAtStep).
     gradient_norm: float | None = None
 
