@@ -281,3 +281,12 @@ def test_the_rest_of_the_card() -> None:
     assert sections["logging"][0].agrees is True
     assert [x.agrees for x in sections["length"]] == [False, None]
     assert [(x.label, x.agrees) for x in sections["batches"]] == [("seed", True)]
+
+
+def test_a_length_told_by_the_config_alone_is_told_with_its_reason() -> None:
+    keys = (ConfigKey("epochs", 14, "int", origin="default", meaning="epochs"),)
+    told = run(loaders=[Loader(0, batch_size=8, batches=47, training=True)], config=ConfigFacts(keys=keys))
+    lines = card(told).sections["length"]
+    assert lines[0].observed == "658 optimizer steps"
+    assert "epochs" in lines[0].note
+    assert "47" in lines[0].note

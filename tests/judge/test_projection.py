@@ -11,6 +11,7 @@ from timelines import cosine, curve, loop, scheduler, warm_cosine
 
 from trainlint.recording.projection import active_schedulers, planned_steps, projection
 from trainlint.recording.schema import (
+    BatchFetched,
     CurvePoint,
     Loader,
     Optimizer,
@@ -22,6 +23,7 @@ from trainlint.recording.schema import (
     SourceLine,
     StateLoaded,
 )
+from trainlint.recording.timeline import steps_per_epoch
 
 PEAK = 1e-3
 
@@ -360,3 +362,49 @@ def test_points_agree_with_the_watch(accumulation: int, times: int, steps: int, 
     for n, observed in seen.observed:
         if n <= planned:
             assert by_step[n] == pytest.approx(observed, abs=PEAK * 0.01)
+
+
+def test_a_schedule_without_an_end_has_no_last_rate() -> None:
+    def rate(calls: int) -> float:
+        return PEAK * 0.7**calls
+
+    # The recorder keeps points far beyond where anything is left of the rate.
+    points = tuple(CurvePoint(n, (rate(n),)) for n in (*range(17), 20, 50, 100, 1_000, 1_000_000))
+    made = scheduler(rate, class_name="StepLR", curve=points, horizon_calls=None)
+    run = loop(rate, call_when=lambda m, s: 0, schedulers=[made], loaders=[Loader(0, batches=40, training=True)])
+    seen = projection(run, 0)
+    assert seen.horizon_source == "open"
+    assert seen.end_rate is None
+    assert seen.horizon_steps is not None
+    assert seen.horizon_steps < 1_000
+    assert seen.points[-1][1] < 0.05 * PEAK
+    known = projection(run, 0, planned=(560, "config epochs"))
+    assert known.end_rate == pytest.approx(rate(13))
+
+
+def test_warm_up_alone_is_drawn_until_the_rate_is_constant() -> None:
+    def rate(calls: int) -> float:
+        return PEAK * min(1.0, (calls + 1) / 100)
+
+    made = scheduler(rate, 100_000, class_name="LambdaLR", horizon_calls=None)
+    seen = projection(loop(rate, schedulers=[made]), 0)
+    assert seen.horizon_source == "open"
+    assert seen.horizon_steps == pytest.approx(110, abs=3)
+    assert seen.end_rate is None
+
+
+def test_several_steps_on_one_batch_make_an_epoch_of_unknown_length() -> None:
+    rate = cosine(PEAK, 10)
+    run = loop(
+        rate,
+        steps=6,
+        call_when=lambda m, s: 0,
+        schedulers=[scheduler(rate, 10)],
+        loaders=[Loader(0, batches=3, training=True)],
+    )
+    first = next(e for e in run.events if isinstance(e, BatchFetched))
+    one_batch = [e for e in run.events if not isinstance(e, BatchFetched) or e is first]
+    seen = projection(dataclasses.replace(run, events=tuple(one_batch)), 0)
+    assert steps_per_epoch(dataclasses.replace(run, events=tuple(one_batch)), 0) is None
+    assert steps_per_epoch(run, 0) == 3
+    assert seen.cadence.kind == "unknown"

@@ -13,6 +13,7 @@ from trainlint.judge.configured import Configured, any_close, value_text
 from trainlint.judge.locate import Locator
 from trainlint.judge.scrub import clean_command
 from trainlint.recording.describe import percent, plural
+from trainlint.recording.length import planned_length
 from trainlint.recording.projection import Projected, projection
 from trainlint.recording.schema import (
     Backward,
@@ -74,12 +75,14 @@ def _at(locator: Locator) -> Callable[[SourceLine | None], str]:
 
 def _projections(recording: Recording, wanted: Configured) -> dict[tuple[int, int], Projected]:
     """The rate of every group of every optimizer that stepped, over the planned run."""
-    planned = None
     steps = wanted.number("max_steps")
+    asked = None
     if recording.plan.optimizer_steps is None and steps is not None and steps >= 1:
-        planned = int(steps), f"config {wanted.place('max_steps')}"
+        asked = int(steps), f"config {wanted.place('max_steps')}"
     return {
-        (optimizer.id, group.index): projection(recording, optimizer.id, group.index, planned=planned)
+        (optimizer.id, group.index): projection(
+            recording, optimizer.id, group.index, planned=asked or planned_length(recording, optimizer.id)
+        )
         for optimizer in recording.optimizers
         if optimizer.steps or any(getattr(e, "optimizer", None) == optimizer.id for e in recording.events)
         for group in optimizer.groups

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainlint.judge.configured import Configured, close
 from trainlint.recording.describe import number, plural
+from trainlint.recording.length import planned_length
 from trainlint.recording.projection import Projected, active_schedulers, planned_steps
 from trainlint.recording.schema import Recording, SourceLine
 from trainlint.recording.timeline import steps_per_epoch
@@ -16,6 +17,11 @@ Section = tuple[list[CardLine], Any]
 At = Callable[[SourceLine | None], str]
 Curves = dict[tuple[int, int], Projected]
 
+#: What a curve is drawn over when nobody says how long the run is.
+_UNKNOWN_LENGTH = {
+    "schedule": "; drawn as long as the schedule, the run's length is not known",
+    "open": "; the schedule has no end of its own and the run's length is not known: drawn until it hardly changes",
+}
 _NO_SCHEDULE = frozenset(("constant", "none", "no", "off", "fixed", "null", "disabled", "false"))
 
 
@@ -115,7 +121,7 @@ def _same_warmup(seen: Projected, wanted: Configured) -> bool | None:
     steps = wanted.number("warmup_steps")
     if steps is None:
         ratio = wanted.number("warmup_ratio")
-        if ratio is None or seen.horizon_steps is None or seen.horizon_source == "schedule":
+        if ratio is None or seen.horizon_steps is None or seen.horizon_source in _UNKNOWN_LENGTH:
             return None
         steps = ratio * seen.horizon_steps
     if seen.warmup_steps is None:
@@ -178,6 +184,11 @@ def length(recording: Recording, wanted: Configured, curves: Curves) -> Section:
         agrees = None if asked_epochs is None or asked_steps is not None else close(asked_epochs, plan.epochs, 0.01)
         per = f" of {plural(plan.batches_per_epoch, 'batch')}" if plan.batches_per_epoch else ""
         lines.append(CardLine("epochs", f"{number(plan.epochs)}{per}", wanted.text("epochs"), agrees))
+    if not lines and (known := _length_by_config(recording)) is not None:
+        planned = known
+        lines.append(
+            CardLine("length", plural(known[0], "optimizer step"), wanted.text("epochs", "max_steps"), None, known[1])
+        )
     if not lines:
         epochs = {n for o in recording.optimizers if (n := steps_per_epoch(recording, o.id)) is not None}
         epoch = f"; an epoch is {plural(epochs.pop(), 'optimizer step')}" if len(epochs) == 1 else ""
@@ -189,6 +200,13 @@ def length(recording: Recording, wanted: Configured, curves: Curves) -> Section:
         "batches_per_epoch": plan.batches_per_epoch,
     }
     return lines, data
+
+
+def _length_by_config(recording: Recording) -> tuple[int, str] | None:
+    """The one length that the config's keys give to every optimizer that steps."""
+    found = {planned_length(recording, o.id) for o in recording.optimizers if o.steps}
+    known = found.pop() if len(found) == 1 else None
+    return (known[0], f"by {known[1]}") if known is not None else None
 
 
 def curves(recording: Recording, projected: Curves) -> tuple[Curve, ...]:
@@ -211,7 +229,6 @@ def curves(recording: Recording, projected: Curves) -> tuple[Curve, ...]:
         if observed:
             out.append(Curve(label, observed, "observed", "" if points else seen.reason))
         if points:
-            unknown = "; drawn as long as the schedule, the run's length is not known"
-            note = seen.source + (unknown if seen.horizon_source == "schedule" else "")
+            note = seen.source + _UNKNOWN_LENGTH.get(seen.horizon_source, "")
             out.append(Curve(label, points, "projected", note))
     return tuple(out)

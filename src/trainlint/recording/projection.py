@@ -25,6 +25,8 @@ __all__ = ["Cadence", "Projected", "active_schedulers", "planned_steps", "projec
 _MAX_POINTS = 400
 #: Observed rates must lie this close to the curve, as a share of its peak, for the curve to be believed.
 _TOLERANCE = 0.01
+#: A change of the rate below this share of its peak is not worth drawing.
+_VISIBLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Projected:
     cadence: Cadence = field(default_factory=Cadence)
     #: Optimizer steps of the whole run that ``points`` are laid over.
     horizon_steps: int | None = None
-    #: Who says so; ``schedule`` when only the schedule's own length is known.
+    #: Who says so; ``schedule`` when only the schedule's own length is known, ``open`` when it has none either (StepLR,
+    #: ExponentialLR): then ``points`` show where its changes are, and say nothing about the end of the run.
     horizon_source: str = ""
     #: The step at which the schedule has run its course; may lie far beyond ``horizon_steps``.
     reaches_end_at_step: int | None = None
@@ -189,6 +192,15 @@ class _Curve:
                 end = self.calls[i]
         return end
 
+    def settles(self) -> int:
+        """Calls after which what remains of the curve can no longer be told apart in a drawing."""
+        last = self.rates[-1]
+        moving = [c for c, r in zip(self.calls, self.rates, strict=True) if abs(r - last) > _VISIBLE * self.peak]
+        if not moving:
+            return self.calls[0]
+        # A tenth more, so that the flat part shows where there is one.
+        return min(math.ceil(1.1 * moving[-1]) + 1, self.last)
+
 
 def _along(recording: Recording, scheduler: Scheduler, curve: _Curve, base: Projected) -> Projected:
     seen = base.cadence
@@ -203,9 +215,11 @@ def _along(recording: Recording, scheduler: Scheduler, curve: _Curve, base: Proj
     own_end = _first_step(before, scheduler.horizon_calls, seen)
     if base.horizon_steps is None:
         # Nobody says how long the run is: the schedule's own length is the best guess, and is named as such.
-        reached = own_end if own_end is not None else _first_step(before, curve.last, seen)
-        guess = max(reached - 1, 1) if reached is not None else None
-        base = replace(base, horizon_steps=guess, horizon_source="schedule" if guess is not None else "")
+        whose = "schedule" if own_end is not None else "open"
+        reached = own_end if own_end is not None else _first_step(before, curve.settles(), seen)
+        watched = max((n for n, _ in base.observed), default=1)
+        guess = max(reached - 1, 1 if own_end is not None else watched) if reached is not None else None
+        base = replace(base, horizon_steps=guess, horizon_source=whose if guess is not None else "")
     elif offset:
         # A resumed schedule: the plan counts from the first step of all runs, this run only does the rest.
         base = replace(base, horizon_steps=max(base.horizon_steps - _steps_for(seen, offset), len(base.observed), 1))
@@ -218,7 +232,7 @@ def _along(recording: Recording, scheduler: Scheduler, curve: _Curve, base: Proj
     return replace(
         base,
         points=points,
-        end_rate=curve.at(before(horizon)),
+        end_rate=curve.at(before(horizon)) if base.horizon_source != "open" else None,
         peak_rate=max((rate for _, rate in points), default=None),
         warmup_steps=warmup if rise <= offset or _first_step(before, rise, seen) is not None else None,
         reaches_end_at_step=own_end,

@@ -49,13 +49,14 @@ def batches_per_step(recording: Recording, optimizer: int) -> int | None:
     """Training batches fetched per optimizer step, as watched; ``None`` when no loader was seen feeding the training.
 
     Counted between steps, because loaders are read ahead before the first (accelerate fetches one batch early).
+    0 when several steps share a batch.
     """
     training = {loader.id for loader in recording.loaders if loader.training}
     seqs = [event.seq for event in of_kind(recording, BatchFetched) if event.loader in training]
     steps = attempts_of(recording, optimizer)
     if len(training) != 1 or not seqs or not steps:
         return None
-    return _between(recording, optimizer, seqs, from_first=len(steps) == 1) or None
+    return _between(recording, optimizer, seqs, from_first=len(steps) == 1)
 
 
 def _between(recording: Recording, optimizer: int, seqs: list[int], *, from_first: bool = True) -> int:
@@ -72,11 +73,17 @@ def training_loader(recording: Recording) -> Loader | None:
 
 
 def steps_per_epoch(recording: Recording, optimizer: int) -> int | None:
-    """Optimizer steps in one epoch, from the length of the training loader and the watched accumulation."""
+    """Optimizer steps in one epoch, from the length of the training loader and the watched accumulation.
+
+    ``None`` also when several steps were made on one batch: nobody knows how many more would follow.
+    """
     loader = training_loader(recording)
     batches = recording.plan.batches_per_epoch or (loader.batches if loader else None)
     if not batches:
         return None
-    per_step = recording.plan.accumulation or batches_per_step(recording, optimizer) or 1
+    per_step = recording.plan.accumulation or batches_per_step(recording, optimizer)
+    if per_step == 0:
+        return None
+    per_step = per_step or 1
     # A last, smaller group of micro-batches is stepped too by Lightning and transformers.
     return max(1, math.ceil(batches / per_step))
