@@ -96,9 +96,14 @@ def _bulk_only(key: ConfigKey) -> bool:
 
 def _severity(run: Recording, key: ConfigKey, difference: _Difference, keys: Sequence[ConfigKey]) -> Severity | None:
     if key.reads is None:
-        # A key that the program was never seen to hold: it may belong to another program or another stage.
-        seen = run.config is not None and (run.config.tracked_by or any(k.reads is not None for k in run.config.keys))
-        return Severity.WARNING if difference.absent and (not seen or key.origin == "override") else None
+        if not difference.absent:
+            return None
+        # Where other keys were followed, this one may belong to another program or another stage.
+        if run.config is not None and any(k.reads is not None for k in run.config.keys) and key.origin != "override":
+            return None
+        # A library's parser (Lightning's CLI) read the program's config: the key is its own, its way is not seen.
+        by_library = run.config is not None and run.config.tracked_by and key.origin != "override"
+        return Severity.INFO if by_library and difference.unseen_ways else Severity.WARNING
     if key.reads == ():
         return Severity.ERROR if _reader_seen(run, key) else Severity.WARNING
     if _bulk_only(key):
@@ -299,6 +304,8 @@ def _warm_up(run: Recording, key: ConfigKey) -> _Difference | None:
     if found is None or found[0]:
         return None
     fix = "Begin the schedule with a rising part (LinearLR before it in a SequentialLR), or remove the key."
+    if uses(run, "transformers"):
+        fix = "Set warmup_steps in TrainingArguments (below 1 a fraction, from transformers 5 on), or remove the key."
     return _Difference(f"{found[1]}, so there is no warm-up", True, fix, 0)
 
 
@@ -401,7 +408,7 @@ def _clip(method: str) -> Callable[[Recording, ConfigKey], _Difference | None]:
 
 def _batch_size(run: Recording, key: ConfigKey) -> _Difference | None:
     wanted = _number(key.value)
-    if wanted is None:
+    if not wanted:
         return None
     observed = in_effect.batch_sizes(run)
     if observed is None:

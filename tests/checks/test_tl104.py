@@ -116,6 +116,18 @@ def test_a_command_line_setting_that_was_not_followed_is_a_warning() -> None:
     assert "How the program reads the key was not seen." in finding.message
 
 
+@pytest.mark.parametrize(("key_", "severity"), [("schedule", "warning"), ("weight_decay", "info")])
+def test_a_config_that_a_librarys_own_parser_read(key_: str, severity: str) -> None:
+    """Lightning's CLI builds no scheduler of ``lr_scheduler:`` when ``optimizer:`` is missing."""
+    asked = key(key_, "cosine" if key_ == "schedule" else 1e-3, None)
+    run = program(asked)
+    run.fields["config"] = ConfigFacts((FILE,), "yaml", (asked,), tracked_by="yaml.load in jsonargparse")
+    assert severities(run) == [severity]
+    beside = key("batch_size", 8, ITEM)
+    run.fields["config"] = ConfigFacts((FILE,), "yaml", (asked, beside), tracked_by="yaml.load in jsonargparse")
+    assert not severities(run), "others were followed and it was not: it may be another program's"
+
+
 def test_defaults_of_the_program_and_secrets_are_not_declared_by_anyone() -> None:
     with pytest.raises(NotApplicable):
         findings(check, program(key("weight_decay", 1e-3, origin="default")))

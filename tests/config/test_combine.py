@@ -71,6 +71,16 @@ def test_a_group_choice_is_not_a_key() -> None:
     assert [(k.path, k.origin) for k in facts.keys] == [("model.size", "override")]
 
 
+def test_a_flag_named_by_the_whole_path_wins_over_a_file_that_was_not_followed(tmp_path: Path) -> None:
+    static = load_config(Path(write(tmp_path, "c.yaml", "trainer:\n  max_epochs: 3\nlr: 1\n"))).facts
+    facts = combine(static, None, command=["python", "main.py", "fit", "--trainer.max_epochs=1", "--lr=2"])
+    assert facts is not None
+    keys = {k.path: k for k in facts.keys}
+    assert (keys["trainer.max_epochs"].value, keys["trainer.max_epochs"].origin) == (1, "override")
+    assert keys["trainer.max_epochs"].meaning == "epochs"
+    assert keys["lr"].value == 1, "a short flag may be another setting"
+
+
 def test_lines_of_a_hydra_composition(tmp_path: Path) -> None:
     main = write(tmp_path, "conf/config.yaml", "defaults: [optim: adam]\nseed: 1\n")
     group = write(tmp_path, "conf/optim/adam.yaml", "# the optimizer\nlr: 0.1\n")

@@ -137,6 +137,9 @@ def _only_given(given: Iterable[ConfigKey], keys: dict[str, ConfigKey]) -> dict[
         if known is not None:
             if known.origin != "override" and same_value(known.value, key.value):
                 out[key.path] = dataclasses.replace(known, origin="override")
+            elif known.origin == "file" and known.reads is None and "." in key.path:
+                # The program was not seen to hold it; a flag named by the whole path (Lightning's CLI) wins.
+                out[key.path] = dataclasses.replace(key, meaning=known.meaning or key.meaning)
         elif key.path not in sections:  # a Hydra group choice (model=large) names a section
             out[key.path] = key
     return out

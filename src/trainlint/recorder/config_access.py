@@ -199,9 +199,9 @@ def install(recorder: Recorder, hooks: ImportHooks) -> None:
     state = _state = ConfigAccess(recorder)
     omega = Omega(recorder, state.new_tracker)
     config_parsers.install_argparse(recorder, state.new_tracker)
-    hooks.on_import(
-        "transformers.hf_argparser", lambda m: config_parsers.install_hf_parser(recorder, state.new_tracker, m)
-    )
+    for name in ("transformers.hf_argparser", "trl.scripts._hf_argparser"):
+        hooks.on_import(name, lambda m: config_parsers.install_hf_parser(recorder, state.new_tracker, m))
+    hooks.on_import("trl.scripts.utils", lambda m: config_parsers.install_trl_parser(recorder, state.new_tracker, m))
     if state.files:
         hooks.on_import("yaml", lambda m: _install_yaml(state, m))
         if any(f.lower().endswith(".json") for f in state.files):
@@ -271,7 +271,9 @@ def _install_omegaconf(state: ConfigAccess, omega: Omega, module: ModuleType) ->
             result = original(file_)
             frame = sys._getframe(1)
             name = file_ if isinstance(file_, (str, os.PathLike)) else getattr(file_, "name", None)
-            if isinstance(name, (str, os.PathLike)) and os.path.realpath(name) in state.files:
+            # What Hydra loads is a part of a composition, which is followed when it is complete.
+            composing = os.sep + os.path.join("hydra", "_internal") + os.sep in frame.f_code.co_filename
+            if not composing and isinstance(name, (str, os.PathLike)) and os.path.realpath(name) in state.files:
                 by = f"OmegaConf.load in {os.path.basename(frame.f_code.co_filename)}"
                 state.recorder.quiet(omega.adopt)(result, kind="yaml", by=by, files=(os.path.realpath(name),))
             return result

@@ -151,7 +151,11 @@ def install_argparse(recorder: Recorder, new_tracker: Any) -> None:
 
 
 def install_hf_parser(recorder: Recorder, new_tracker: Any, module: ModuleType) -> None:
-    """``HfArgumentParser`` (and TRL's): a strict parser into dataclasses. Values are noted, reads are not followed."""
+    """``HfArgumentParser`` (transformers, and TRL's copy): a parser into dataclasses.
+
+    That a key became an argument is noted as a read; what the dataclass does with it is not followed. Of a file that
+    the parser reads itself, the keys that became none are known to be dropped (``allow_extra_keys=True``).
+    """
     cls = getattr(module, "HfArgumentParser", None)
     if cls is None:
         return
@@ -166,31 +170,64 @@ def install_hf_parser(recorder: Recorder, new_tracker: Any, module: ModuleType) 
                 finally:
                     _nested.hf = depth
                 if depth == 0:
-                    recorder.quiet(_fields)(self, name, result, args, kwargs)
+                    recorder.quiet(_parsed)(self, name, result, args, kwargs, sys._getframe(1))
                 return result
 
             return parse
 
         return make
 
-    def _fields(parser: Any, name: str, result: Any, args: Any, kwargs: Any) -> None:
+    def _parsed(parser: Any, name: str, result: Any, args: Any, kwargs: Any, frame: FrameType) -> None:
         import dataclasses
 
-        given: set[str] = set()
+        made = [m for m in result if dataclasses.is_dataclass(m) and not isinstance(m, type)]
+        fields = {item.name: m.__dict__.get(item.name) for m in made for item in dataclasses.fields(m) if item.init}
+        by = f"HfArgumentParser.{name}"
         if name == "parse_args_into_dataclasses":
             given = _explicit(parser, kwargs.get("args", args[0] if args else None))
-        else:
-            source = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(source, dict):
-                given = set(dict.keys(source))
-        content: dict[str, Any] = {}
-        for made in result:
-            if dataclasses.is_dataclass(made) and not isinstance(made, type):
-                for item in dataclasses.fields(made):
-                    if item.name in given:
-                        content[item.name] = made.__dict__.get(item.name)
-        if content:
-            new_tracker(content, kind="dataclass", by=f"HfArgumentParser.{name}", origin="override", followed=False)
+            content = {key: value for key, value in fields.items() if key in given}
+            if content:
+                new_tracker(content, kind="dataclass", by=by, origin="override", followed=False)
+            return
+        source = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(source, dict):
+            return
+        content = {key: dict.get(source, key) for key in dict.keys(source)}
+        if not frame.f_code.co_name.startswith("parse_"):
+            # A dict of the user's own: others may read the rest of it.
+            content = {key: value for key, value in content.items() if key in fields}
+        _taken(new_tracker, content, fields, by, frame)
 
     for name in ("parse_args_into_dataclasses", "parse_dict"):
         wrap(cls, name, after(name))
+
+
+def install_trl_parser(recorder: Recorder, new_tracker: Any, module: ModuleType) -> None:
+    """``TrlParser``: keys of the config file become defaults of options; TRL's own scripts drop the others silently."""
+    cls = getattr(module, "TrlParser", None)
+    if cls is None or "set_defaults_with_config" not in vars(cls):
+        return
+
+    def make(original: Any) -> Any:
+        def set_defaults_with_config(self: Any, **config: Any) -> Any:
+            remaining = original(self, **config)
+            recorder.quiet(_defaults_set)(config, remaining, sys._getframe(1))
+            return remaining
+
+        return set_defaults_with_config
+
+    def _defaults_set(config: dict[str, Any], remaining: Any, frame: FrameType) -> None:
+        # What no option is named after comes back as "--key", "value".
+        left = {word.removeprefix("--") for word in remaining[::2]} if isinstance(remaining, list) else set()
+        _taken(new_tracker, config, set(config) - left, "TrlParser", frame)
+
+    wrap(cls, "set_defaults_with_config", make)
+
+
+def _taken(new_tracker: Any, content: dict[str, Any], taken: Any, by: str, frame: FrameType) -> None:
+    """Keys that a parser was given, of which some became arguments."""
+    tracker = new_tracker(content, kind="dataclass", by=by, origin="file") if content else None
+    if tracker is not None:
+        for key in content:
+            if key in taken:
+                tracker.bulk(key, by, frame, how="item")
