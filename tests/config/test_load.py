@@ -233,3 +233,13 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
             load_config(path)
         except ConfigError:
             pass
+
+
+def test_a_group_choice_of_hydra_is_no_key(tmp_path: Path) -> None:
+    text = "defaults: [_self_, {trainer: default}, {optional local: x}, {override /model@net: big}]\nmodel: {size: 1}\n"
+    (tmp_path / "train.yaml").write_text(text)
+    overrides = ["trainer=cpu", "+trainer.accumulate=4", "model=small", "local=mine", "model.size=2", "~trainer"]
+    keys = {k.path: k.value for k in load_config(tmp_path / "train.yaml", overrides).facts.keys}
+    assert keys["trainer.accumulate"] == 4
+    assert keys["model.size"] == 2
+    assert not {"trainer", "model", "local"} & set(keys)

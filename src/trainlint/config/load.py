@@ -52,7 +52,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
 
         data, lines = parse_yaml(text)
     _require_mapping(data, path)
-    overridden = apply_overrides(data, overrides)
+    groups = _hydra_groups(data)
+    overridden = apply_overrides(data, [text for text in overrides if not _chooses(text, groups)])
     file = str(path.absolute())
     keys = []
     for key_path, raw in leaves(data):
@@ -78,6 +79,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     files = (file, "command line") if overridden else (file,)
     kind = {".json": "json", ".toml": "toml"}.get(suffix, "yaml")
     return LoadedConfig(ConfigFacts(files=files, kind=kind, keys=tuple(keys)), data)
+
+
+def _hydra_groups(data: dict[str, Any]) -> frozenset[str]:
+    """Groups that the defaults list of a Hydra config chooses from: ``model`` of ``- override /model@pkg: large``."""
+    listed = data.get("defaults")
+    entries = listed if isinstance(listed, list) else []
+    names = [str(name) for entry in entries if isinstance(entry, dict) for name in entry]
+    return frozenset(n.removeprefix("optional ").removeprefix("override ").strip(" /").partition("@")[0] for n in names)
+
+
+def _chooses(override: str, groups: frozenset[str]) -> bool:
+    """Whether ``trainer=cpu`` chooses another file of a group, which sets no key of this one."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0] in groups
 
 
 def _inside(path: str, top: str) -> bool:

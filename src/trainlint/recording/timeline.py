@@ -39,10 +39,18 @@ def attempts_of(recording: Recording, optimizer: int) -> list[int]:
 def accumulation(recording: Recording, optimizer: int) -> int | None:
     """Backwards per optimizer step, as watched (the median); ``None`` when no step or no backward was seen.
 
-    A program that calls backward once per loss has several per batch: this counts backwards, not batches.
+    A program that calls backward once per loss has several per batch: this counts backwards, not batches. Where
+    optimizers take turns (a GAN), a backward belongs to the step that comes next.
     """
-    counts = _between(recording, optimizer, [event.seq for event in of_kind(recording, Backward)])
-    return counts or None
+    backwards = [event.seq for event in of_kind(recording, Backward)]
+    others = [step.seq for step in of_kind(recording, OptimizerStep) if step.optimizer != optimizer]
+    counts = []
+    for low, high in itertools.pairwise([0, *attempts_of(recording, optimizer)]):
+        last = max((b for b in backwards if low < b <= high), default=low)
+        # A step of another optimizer between this step's backwards ends what came before it.
+        start = max((s for s in others if low < s < last), default=low)
+        counts.append(sum(1 for b in backwards if start < b <= high))
+    return int(statistics.median_low(counts)) or None if counts else None
 
 
 def batches_per_step(recording: Recording, optimizer: int) -> int | None:
