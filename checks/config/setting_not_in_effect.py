@@ -44,10 +44,11 @@ def setting_not_in_effect(run: Recording) -> Iterator[Finding]:
     ## When it may be wrong
     Weight decay, clipping or precision done by code of one's own instead of torch's functions is not seen: where the
     key is read by itself, weight decay and clipping give an info only. Rates that the program assigns by hand are not
-    compared. Settings restored from a checkpoint belong to the resume checks. A key that was not followed in the
-    program (`reads` unknown) gives a warning at most. On a CPU, mixed precision that the program switches off itself
-    is not reported when the key is read. A run that is ended after few steps does not show a seed or a size that is
-    used later. `log_lr` is judged by TL404.
+    compared, nor are rates that were restored beside a schedule; hyperparameters that came with a loaded optimizer
+    state are, and the finding names the file. A key that was not followed in the program (`reads` unknown) gives a
+    warning at most. On a CPU, mixed precision that the program switches off itself is not reported when the key is
+    read. A run that is ended after few steps does not show a seed or a size that is used later. `log_lr` is judged by
+    TL404.
 
     ## References
     Lightning, "save_hyperparameters"; Hydra, "Override syntax" (`+key=value` adds any key).
@@ -79,6 +80,8 @@ class _Difference:
     #: Code of one's own may do this unseen: weaker where the key is read by itself.
     unseen_ways: bool = False
     values: tuple[float, ...] = field(default=())
+    #: The file whose optimizer state brought the value in effect.
+    restored: str = ""
 
 
 def _declared(run: Recording) -> list[ConfigKey]:
@@ -140,7 +143,7 @@ def _finding(
     run: Recording, key: ConfigKey, difference: _Difference, severity: Severity, keys: Sequence[ConfigKey]
 ) -> Finding:
     where = f" ({place(key.at)})" if key.at is not None else " (command line)" if key.origin == "override" else ""
-    reading, instead = _reading(key), _instead(key, keys, difference)
+    reading, instead = _reading(key, difference), _instead(key, keys, difference)
     return Finding(
         f"{key.path} = {_text(key.value)}{where} is not in effect: {difference.text}. {reading}{instead}",
         at=Key(key.path),
@@ -156,7 +159,7 @@ def _finding(
     )
 
 
-def _reading(key: ConfigKey) -> str:
+def _reading(key: ConfigKey, difference: _Difference) -> str:
     if key.reads is None:
         return "How the program reads the key was not seen."
     if not key.reads:
@@ -165,6 +168,8 @@ def _reading(key: ConfigKey) -> str:
         takers = [f"{r.by}{' at ' + place(r.at) if r.at else ''}" for r in key.reads]
         # What passes values on says more than what prints or saves them.
         takers.sort(key=lambda t: not t.startswith("**"))
+        if difference.restored:
+            return f"The key is only taken in bulk ({', '.join(takers[:2])}), and the state that was loaded rules."
         return f"The key is only taken in bulk ({', '.join(takers[:2])}) and handed to nothing that uses it."
     first = next(r for r in key.reads if r.how != "bulk")
     return f"The key is read{' at ' + place(first.at) if first.at else ''}, but its value does not arrive."
@@ -206,8 +211,11 @@ def _from(observed: Observed | None, wanted: float, fix: str, *, unseen_ways: bo
     """The difference between a wanted number and observed ones; ``None`` when it is in effect or was not seen."""
     if observed is None or any_close(wanted, observed.values):
         return None
+    if observed.restored:
+        fix = fix.removesuffix(", or remove the key.").rstrip(".")
+        fix += ", and set it in the param groups again after the state is loaded, which replaces it; or remove the key."
     return _Difference(
-        observed.text, observed.absent, fix, list(observed.values)[:8], unseen_ways, values=observed.values
+        observed.text, observed.absent, fix, list(observed.values)[:8], unseen_ways, observed.values, observed.restored
     )
 
 

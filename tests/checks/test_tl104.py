@@ -171,8 +171,25 @@ def test_one_group_with_the_decay_is_enough() -> None:
     assert not severities(run)
 
 
-def test_what_a_checkpoint_restored_is_not_judged_here() -> None:
-    assert not severities(program(key("weight_decay", 0.1), key("learning_rate", 0.1), state_loaded=True))
+def test_what_a_checkpoint_restored_is_compared_and_named() -> None:
+    resumed = {"state_loaded": True, "state_loaded_from": "/home/user/runs/last.ckpt"}
+    severity, finding = only(check, program(key("weight_decay", 1e-3), **resumed))
+    assert severity == "error"
+    assert "Adam runs with weight_decay = 0 (train.py:5; restored from last.ckpt)" in finding.message
+    assert "the state that was loaded rules" in finding.message
+    assert "after the state is loaded" in finding.fix
+    assert not severities(program(key("weight_decay", 0.1), hyper={**ADAM, "weight_decay": 0.1}, **resumed))
+    other = {**ADAM, "weight_decay": 0.05}
+    assert severities(program(key("weight_decay", 0.1), hyper=other, **resumed)) == ["warning"]
+    assert not severities(program(key("weight_decay", 0.1, ITEM), hyper=other, **resumed))
+    assert "restored from a checkpoint" in only(check, program(key("weight_decay", 0.1), state_loaded=True))[1].message
+
+
+def test_a_restored_rate() -> None:
+    assert severities(program(key("learning_rate", 3.7e-5), lr=3e-4, state_loaded=True)) == ["warning"]
+    assert not severities(program(key("learning_rate", 3e-4), lr=3e-4, state_loaded=True))
+    later = program(key("learning_rate", 3.7e-5), lr=3e-4, state_loaded=True, schedule=cosine(40))
+    assert not severities(later), "a schedule: the checkpoint holds some later point of it"
 
 
 # ------------------------------------------------------------------------------------------- rate and schedule

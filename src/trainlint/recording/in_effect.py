@@ -7,6 +7,7 @@ compare. Nothing here knows of configs or severities.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,8 @@ class Observed:
     values: tuple[float, ...]
     text: str
     absent: bool = False
+    #: The values came with an optimizer state that was loaded: from which file, or ``a checkpoint``.
+    restored: str = ""
 
 
 def close(a: float, b: float, share: float = 1e-4) -> bool:
@@ -79,30 +82,39 @@ def stepping(run: Recording) -> list[Optimizer]:
 def hyperparameter(run: Recording, name: str, index: int | None = None) -> Observed | None:
     """A hyperparameter of the param groups of every stepping optimizer (``index``: which of a pair, for betas).
 
-    ``None`` when no optimizer has it, or when one got its state from a checkpoint: then the file's values rule.
+    ``None`` when no optimizer has it. Loading a state replaces what the constructor was given: then it is said where
+    the value in effect comes from.
     """
     values: list[float] = []
     texts: list[str] = []
     absent = True
+    restored = ""
     for optimizer in stepping(run):
         own = _distinct(_part(g.hyperparameters.get(name), index) for g in optimizer.groups)
         if not own:
             continue
-        if optimizer.state_loaded:
-            return None
+        origin = _restored(optimizer)
+        restored = restored or origin
         default = _part(optimizer.signature_defaults.get(name), index)
         is_default = default is not None and all(close(v, default) for v in own)
         off = name in ("weight_decay", "momentum") and not any(own)
         absent = absent and (is_default or off)
         values += own
-        note = "; its default" if is_default else ""
+        note = f"; restored from {origin}" if origin else "; its default" if is_default else ""
         where = place(optimizer.at)
         label = name if index is None else f"beta{index + 1}"
         shown = " and ".join(number(v) for v in own[:4])
         texts.append(f"{optimizer.class_name} runs with {label} = {shown}{_aside(where + note)}")
     if not values:
         return None
-    return Observed(tuple(values), ", ".join(texts[:2]), absent)
+    return Observed(tuple(values), ", ".join(texts[:2]), absent, restored)
+
+
+def _restored(optimizer: Optimizer) -> str:
+    """The file that an optimizer's state, and with it its hyperparameters, was loaded from; empty when it was not."""
+    if not optimizer.state_loaded:
+        return ""
+    return os.path.basename(optimizer.state_loaded_from or "") or "a checkpoint"
 
 
 def _aside(text: str) -> str:
@@ -143,20 +155,24 @@ def by_hand(run: Recording) -> bool:
 def peak_rates(run: Recording) -> Observed | None:
     """Every rate that a setting called learning rate may rightly mean: as built, as scheduled, at the peak.
 
-    ``None`` when rates are set by hand (the peak may come later) or come from a checkpoint.
+    ``None`` when rates are set by hand (the peak may come later), or were restored beside a schedule, of which the
+    checkpoint holds some later point.
     """
     if by_hand(run):
         return None
     values: list[float] = []
     texts: list[str] = []
     absent = True
+    restored = ""
     for optimizer in stepping(run):
-        if optimizer.state_loaded:
-            return None
+        origin = _restored(optimizer)
+        restored = restored or origin
         built = [
             _part(g.hyperparameters.get(n), None) for g in optimizer.groups for n in ("initial_lr", "lr", "max_lr")
         ]
         schedulers = [s for s in run.schedulers if s.optimizer == optimizer.id]
+        if origin and schedulers:
+            return None
         own = _distinct(
             [
                 *built,
@@ -174,10 +190,10 @@ def peak_rates(run: Recording) -> Observed | None:
         values += own
         shown = _distinct([*(Course(s).peak for s in schedulers if s.curve), *in_force]) or in_force
         peak = max(shown, default=0.0)
-        note = "; its default" if is_default else ""
+        note = f"; restored from {origin}" if origin else "; its default" if is_default else ""
         at = "peaks at" if len(in_force) > 1 or schedulers else "runs at"
         texts.append(f"{optimizer.class_name} {at} {number(peak)}{_aside(place(optimizer.at) + note)}")
-    return Observed(tuple(values), ", ".join(texts[:2]), absent) if values else None
+    return Observed(tuple(values), ", ".join(texts[:2]), absent, restored) if values else None
 
 
 def _groups(scheduler: Scheduler) -> range:
