@@ -104,7 +104,8 @@ def test_supervisor_dies(world: World, tmp_path: Path) -> None:
             run = RunFolder(Path({str(world.state)!r}))
             program = Path({str(tmp_path / "program.py")!r})
             program.write_text({HARM!r} + "open('ready', 'w').close()\\nimport time; time.sleep(60)")
-            subprocess.Popen([sys.executable, str(program)], cwd={str(world.project)!r}, env=environment(run))
+            quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.Popen([sys.executable, str(program)], cwd={str(world.project)!r}, env=environment(run), **quiet)
             while not os.path.exists({str(world.project / "ready")!r}): pass
             os.kill(os.getpid(), signal.SIGKILL)
             """

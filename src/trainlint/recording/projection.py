@@ -194,8 +194,8 @@ class _Curve:
 
     def settles(self) -> int:
         """Calls after which what remains of the curve can no longer be told apart in a drawing."""
-        last = self.rates[-1]
-        moving = [c for c, r in zip(self.calls, self.rates, strict=True) if abs(r - last) > _VISIBLE * self.peak]
+        last, visible = self.rates[-1], _VISIBLE * self.peak
+        moving = [c for c, r in zip(self.calls, self.rates, strict=True) if abs(r - last) > visible]
         if not moving:
             return self.calls[0]
         # A tenth more, so that the flat part shows where there is one.
