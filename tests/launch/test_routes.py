@@ -241,6 +241,52 @@ def test_several_programs_are_listed(project: Path) -> None:
     assert "train_big.py --config config.yaml" in str(raised.value)
 
 
+TRL_SCRIPT = """
+from trl import TrlParser, ModelConfig
+parser = TrlParser((ModelConfig,))
+args, = parser.parse_args_and_config()
+"""
+
+
+def test_the_program_that_the_configs_place_names(project: Path) -> None:
+    for name in ("sft", "dpo", "orpo"):
+        write(project / f"scripts/{name}.py", TRL_SCRIPT)
+    settings = "model_name_or_path: m\nlearning_rate: 1.0e-4\nnum_train_epochs: 1\nper_device_train_batch_size: 2\n"
+    for place, script in (("recipes/zephyr/dpo/config_full.yaml", "dpo"), ("recipes/config_sft.yaml", "sft")):
+        write(project / place, settings)
+        found = find_launch(Path(place), cwd=project)
+        assert isinstance(found, Launch)
+        assert found.command[1] == f"scripts/{script}.py"
+        assert found.needs_confirmation
+    write(project / "recipes/sft-dpo.yaml", settings)
+    with pytest.raises(AmbiguousLaunch):
+        find_launch(Path("recipes/sft-dpo.yaml"), cwd=project)
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("base_model: m\ndatasets: []\nmicro_batch_size: 2\nlearning_rate: 1e-4\n", "axolotl train {config}"),
+        ("stage: sft\ntemplate: llama3\nlearning_rate: 1e-4\nnum_train_epochs: 1\n", "llamafactory-cli train {config}"),
+    ],
+)
+def test_a_config_for_a_tool_that_is_not_installed(project: Path, text: str, command: str) -> None:
+    """TRL's scripts take a YAML of that form too, and would drop nearly every key of it."""
+    write(project / "sft.py", TRL_SCRIPT)
+    write(project / "other.yaml", text)
+    found = find_launch(Path("other.yaml"), cwd=project)
+    assert isinstance(found, NoLaunch)
+    assert command in found.add
+
+
+def test_a_long_list_of_programs_is_cut(project: Path) -> None:
+    for number in range(12):
+        write(project / f"train_{number}.py", ARGPARSE)
+    with pytest.raises(AmbiguousLaunch, match="and 4 more") as raised:
+        find_launch(Path("config.yaml"), cwd=project)
+    assert len(raised.value.candidates) == 12
+
+
 @pytest.mark.parametrize(
     ("config", "arguments"),
     [

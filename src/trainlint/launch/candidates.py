@@ -60,7 +60,7 @@ def candidates(config: Path, shape: Shape, root: Path, cwd: Path, python: str) -
     return list(unique.values())
 
 
-def best(found: Sequence[Candidate]) -> list[Candidate]:
+def best(found: Sequence[Candidate], config: Path, root: Path) -> list[Candidate]:
     """The candidates that remain when weaker ones give way; exactly one when the choice is clear."""
     if not found:
         return []
@@ -71,12 +71,24 @@ def best(found: Sequence[Candidate]) -> list[Candidate]:
         named = [c for c in left if _TRAIN.search(_name(c))]
         if len(named) == 1:
             return named
+        # `recipes/zephyr/sft/config_full.yaml` beside `scripts/sft.py` and `scripts/dpo.py`.
+        words = _path_words(config, root)
+        namesakes = [c for c in left if c.script is not None and c.script.stem.lower() in words]
+        if len(namesakes) == 1:
+            return namesakes
         if top == 0:
             # Several shell scripts name the config: the program itself may still be the only one.
             lower = [c for c in training if c.rank == 1]
             if len(lower) == 1:
                 return lower
     return left
+
+
+def _path_words(config: Path, root: Path) -> set[str]:
+    """Folder names and the words of the file's name, below the repository's root."""
+    inside = config.relative_to(root) if config.is_relative_to(root) else Path(config.name)
+    stem = inside.stem.lower()
+    return {part.lower() for part in inside.parent.parts} | {stem, *re.split(r"[._\-]+", stem)}
 
 
 def _name(candidate: Candidate) -> str:
@@ -118,6 +130,9 @@ def _from_script(script: Script, config: Path, shape: Shape, cwd: Path) -> Itera
         )
         return
     if script.kind in (repository.TRL, repository.HF_FILE):
+        # LLaMA-Factory itself parses with HfArgumentParser; neither config has the names of TRL's options.
+        if AXOLOTL in shape.kinds or (LLAMA_FACTORY in shape.kinds and script.kind == repository.TRL):
+            return
         if script.suffixes and config.suffix.lower() not in script.suffixes:
             return
         words = (script.flag, CONFIG) if script.flag else (CONFIG,)

@@ -18,10 +18,21 @@ from trainlint.launch.model import CONFIG, AmbiguousLaunch, Found, GeneratedFile
 from trainlint.launch.overrides import parse_override, resolved_copy
 from trainlint.launch.pyproject import ToolTable, read_tool_table
 from trainlint.launch.secrets import masked_command, secret_values
-from trainlint.launch.shape import ACCELERATE, DEEPSPEED, TORCHTUNE, Shape, config_shape, parse_config
+from trainlint.launch.shape import (
+    ACCELERATE,
+    AXOLOTL,
+    DEEPSPEED,
+    LLAMA_FACTORY,
+    TORCHTUNE,
+    Shape,
+    config_shape,
+    parse_config,
+)
 
 ENTRY_CONFIG = "{entry-config}"
 _ENTRY = re.compile(r"^(?P<module>[A-Za-z_][\w.]*|[^:]+\.py):(?P<function>[A-Za-z_][\w.]*)$")
+#: Programs named when several could read the config.
+_LISTED = 8
 _OPERATORS = ("&&", "||", "|", ";", ">", ">>", "<", "&")
 
 
@@ -217,7 +228,7 @@ def _search(config: Path, overrides: Sequence[str], cwd: Path, python: str | Non
     found = [] if launcher_only else found_in.candidates(config, shape, root, start, chosen)
     if not found and root != here and not launcher_only:
         found = found_in.candidates(config, shape, here, cwd, chosen)
-    left = found_in.best(found)
+    left = found_in.best(found, config, root)
     if len(left) == 1:
         candidate = left[0]
         interpreter = chosen
@@ -231,7 +242,9 @@ def _search(config: Path, overrides: Sequence[str], cwd: Path, python: str | Non
         return _launch(candidate, 5, config, overrides, interpreter=interpreter, needs_confirmation=True)
     if left:
         commands = tuple(masked_command(_with_config(c.template, _shown_path(config, c.cwd))) for c in left)
-        listed = "\n".join(f"  trainlint check {_shown_path(config, cwd)} -- {line}" for line in commands)
+        listed = "\n".join(f"  trainlint check {_shown_path(config, cwd)} -- {line}" for line in commands[:_LISTED])
+        if len(commands) > _LISTED:
+            listed += f"\n  … and {len(commands) - _LISTED} more"
         raise AmbiguousLaunch(
             f"{len(left)} programs of {root} could read {config.name}:\n{listed}",
             commands,
@@ -247,6 +260,13 @@ def _nothing(config: Path, shape: Shape, root: Path) -> NoLaunch:
             f"{config.name} configures {kind}, not a training program",
             "-- accelerate launch --config_file {config} train.py …",
         )
+    for kind, command in ((AXOLOTL, "axolotl train {config}"), (LLAMA_FACTORY, "llamafactory-cli train {config}")):
+        if kind in shape.kinds:
+            tool = command.split()[0]
+            return NoLaunch(
+                f"{config.name} is for {kind}, and `{tool}` is not installed beside this Python nor on the PATH",
+                f"-- {command}   (or --python with the environment that has it)",
+            )
     if TORCHTUNE in shape.kinds:
         return NoLaunch(
             f"{config.name} is a torchtune config and does not name its recipe", "-- tune run RECIPE --config {config}"
