@@ -40,8 +40,11 @@ def params_unmoved(run: Recording) -> Iterator[Finding]:
 
     ## When it may be wrong
     Steps at rate 0 (warm-up), steps that a gradient scaler skipped, frozen parameters, and gradients too small for
-    the dtype (float32 updates that underflow for single tensors) are left out. Rates that are still rising are not
-    judged by their first values when rounding explains the standstill. If only some tensors of a half-precision
+    the dtype (float32 updates that underflow for single tensors; the rounding noise that reaches a bias in front of
+    a batch norm) are left out. Rates that are still rising are not
+    judged by their first values when rounding explains the standstill. An optimizer that holds its first updates back
+    by itself looks like this, unless it writes the rate it used into its groups (`scheduled_lr`, as schedule-free
+    methods do): more `--steps` tell. If only some tensors of a half-precision
     model stand still and rounding explains it, the finding is a warning.
 
     ## References
@@ -79,6 +82,8 @@ class _Look:
     rate: float
     #: Size of the update per element that the optimizer's formula gives; ``None``: not a formula that is known.
     expected: float | None
+    #: Size of the update per element if the optimizer used the gradient as it is.
+    plain: float
 
     @property
     def weight_size(self) -> float | None:
@@ -92,6 +97,12 @@ class _Look:
         size = self.weight_size
         # The weights of one tensor differ in size: the small ones among them move first, hence the margin.
         return half is not None and self.expected is not None and size is not None and self.expected < 4 * half * size
+
+    @property
+    def no_gradient_to_speak_of(self) -> bool:
+        """What arrives is rounding noise, such as the gradient of a bias in front of a normalisation."""
+        half, size = _HALF_STEP.get(self.parameter.dtype), self.weight_size
+        return half is not None and size is not None and self.plain < 4 * half * size
 
     @property
     def half_precision(self) -> bool:
@@ -127,7 +138,18 @@ def _look(optimizer: Optimizer, timeline: Timeline, parameters: Mapping[int, Par
         expected = _update_size(settings, norm / math.sqrt(p.numel), rate)
         if expected is None and p.dtype in ("bfloat16", "float16"):
             expected = rate  # most unknown formulas (Adafactor, sign and matrix methods) normalise the gradient
-        out.append(_Look(p, len(looks), all(look[3] for look in looks), norm, weight, rate, expected))
+        out.append(
+            _Look(
+                p,
+                len(looks),
+                all(look[3] for look in looks),
+                norm,
+                weight,
+                rate,
+                expected,
+                rate * norm / math.sqrt(p.numel),
+            )
+        )
     return out
 
 
@@ -159,6 +181,8 @@ def _rising(run: Recording, timeline: Timeline, optimizer: Optimizer) -> bool:
 
 
 def _counts(look: _Look, everything: bool, rising: bool) -> bool:
+    if look.expected is None and not everything and look.no_gradient_to_speak_of:
+        return False  # an unknown formula may use the gradient as it is
     if not look.rounds_away:
         # Denormal gradients: the product with the rate underflows, whatever the weights are.
         return look.expected is None or look.expected > 1e-30
@@ -177,7 +201,7 @@ def _finding(run: Recording, optimizer: Optimizer, still: list[_Look], looked: i
     dtype = worst.parameter.dtype
     steps = max(s.steps for s in still)
     what = "None of the parameters in" if everything else f"{len(still)} of {plural(looked, 'tensor')} in"
-    verb = "moves" if everything else ("moves not at all" if len(still) == 1 else "move not at all")
+    verb = "moves" if everything else ("does not move" if len(still) == 1 else "do not move")
     message = (
         f"{what} {name_optimizer(optimizer)} {verb}: {lines_of(groups, total)}. Gradients arrive "
         f"({worst.parameter.name}: "

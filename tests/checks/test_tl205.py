@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from trainlint.checks.optimizer.params_unmoved import params_unmoved as check
 from tests.checks.judging import findings, only
 from tests.support.build import Run, linear
 from trainlint.contract import NotObserved
+from trainlint.recording.schema import OptimizerStep
 
 NET = {"fc.weight": (8, 8), "norm.weight": (8,)}
 
@@ -116,5 +118,26 @@ def test_a_converged_lbfgs_returns_early() -> None:
 
 def test_without_steps_it_is_not_observed() -> None:
     run, _, _ = trained()
+    with pytest.raises(NotObserved):
+        findings(check, run)
+
+
+def test_rounding_noise_at_one_tensor_of_an_unknown_formula_is_no_fault() -> None:
+    run, net, own = trained("HomeMade", lr=0.05)
+    hyper = {"lr": 0.05, "momentum": 0.9}
+    group = dataclasses.replace(run.optimizers[own].groups[0], hyperparameters=hyper)
+    run.optimizers[own] = dataclasses.replace(run.optimizers[own], groups=(group,))
+    for _ in range(3):
+        run.backward().step(own, gradient={net[0]: 1.0, net[1]: 3e-8}, moved=[net[0]])
+    assert findings(check, run) == []
+
+
+def test_a_rate_that_the_optimizer_says_is_zero_moves_nothing() -> None:
+    run, _, own = trained(lr=0.05)
+    for _ in range(3):
+        run.backward().step(own, moved=[])
+    run.events = [
+        dataclasses.replace(e, scheduled_rates=(0.0,)) if isinstance(e, OptimizerStep) else e for e in run.events
+    ]
     with pytest.raises(NotObserved):
         findings(check, run)

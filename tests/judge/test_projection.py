@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timelines import cosine, curve, loop, scheduler, warm_cosine
 
-from trainlint.recording.projection import active_schedulers, planned_steps, projection
+from trainlint.recording.projection import OWN_RATE, active_schedulers, planned_steps, projection
 from trainlint.recording.schema import (
     BatchFetched,
     CurvePoint,
     Loader,
     Optimizer,
+    OptimizerStep,
     Plan,
     RateAssignment,
     ScalerEvent,
@@ -408,3 +409,13 @@ def test_several_steps_on_one_batch_make_an_epoch_of_unknown_length() -> None:
     assert steps_per_epoch(dataclasses.replace(run, events=tuple(one_batch)), 0) is None
     assert steps_per_epoch(run, 0) == 3
     assert seen.cadence.kind == "unknown"
+
+
+def test_an_optimizer_that_says_which_rate_it_used() -> None:
+    run = loop(lambda n: PEAK)
+    steps = [e for e in run.events if isinstance(e, OptimizerStep)]
+    used = {e.seq: dataclasses.replace(e, scheduled_rates=(PEAK * (e.index + 1) / 10,)) for e in steps}
+    seen = projection(dataclasses.replace(run, events=tuple(used.get(e.seq, e) for e in run.events)), 0)
+    assert [rate for _, rate in seen.observed] == pytest.approx([PEAK / 10, PEAK / 5, 3 * PEAK / 10])
+    assert not seen.points
+    assert seen.reason == OWN_RATE

@@ -8,7 +8,7 @@ from typing import Any
 from trainlint.judge.configured import Configured, close
 from trainlint.recording.describe import number, plural
 from trainlint.recording.length import planned_length
-from trainlint.recording.projection import Projected, active_schedulers, planned_steps
+from trainlint.recording.projection import OWN_RATE, Projected, active_schedulers, planned_steps
 from trainlint.recording.schema import Recording, SourceLine
 from trainlint.recording.timeline import steps_per_epoch
 from trainlint.report.model import CardLine, Curve
@@ -57,6 +57,8 @@ def schedule(recording: Recording, wanted: Configured, curves: Curves, at: At) -
         if not schedulers:
             by_hand = not seen.points
             text = "set by hand, no scheduler" if by_hand else "none: the rate is constant"
+            if seen.reason == OWN_RATE:
+                text = "none; the optimizer itself warms the rate up or adapts it"
             agrees = None if by_hand or not configured else configured.strip().lower() in _NO_SCHEDULE
             if agrees is False and recording.source is None:
                 agrees = None  # Without the source, a rate set by hand later is not excluded.

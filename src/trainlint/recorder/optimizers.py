@@ -208,6 +208,7 @@ class Optimizers:
             optimizer=watched.number,
             index=watched.steps,
             rates=[r if isinstance(r, (int, float)) else float("nan") for r in inside["rates"]],
+            scheduled_rates=_scheduled(optimizer.param_groups),
             closure=inside["closure"],
             closure_calls=watched.closure_calls,
             began=inside["began"],
@@ -307,6 +308,12 @@ class Optimizers:
 
 def _tensor_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(hasattr(v, "device") for v in value)
+
+
+def _scheduled(groups: list[dict[str, Any]]) -> list[float]:
+    """The rates that the step used, from an optimizer that writes them into its groups for logging."""
+    rates = [scalar(g.get("scheduled_lr")) for g in groups]
+    return [float(r) for r in rates if isinstance(r, (int, float))] if None not in rates else []
 
 
 def _total(norms: Any) -> float | None:

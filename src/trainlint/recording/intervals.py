@@ -104,11 +104,12 @@ class Timeline:
         return [step.rates for step in self.steps.get(optimizer, [])]
 
     def rate_of_parameters(self, optimizer: int, groups: Mapping[int, int], index: int) -> dict[int, float | None]:
-        """Rate of each parameter (``groups``: parameter -> group) at a step of an optimizer."""
+        """Rate of each parameter (``groups``: parameter -> group) that a step of an optimizer used."""
         step = next((s for s in self.steps.get(optimizer, []) if s.index == index), None)
         if step is None:
             return dict.fromkeys(groups, None)
-        return {p: step.rates[g] if g < len(step.rates) else None for p, g in groups.items()}
+        rates = step.scheduled_rates or step.rates
+        return {p: rates[g] if g < len(rates) else None for p, g in groups.items()}
 
 
 def new_data(interval: Interval, a: Backward, b: Backward) -> bool | None:

@@ -19,12 +19,14 @@ from trainlint.recording.cadence import Cadence, cadence
 from trainlint.recording.schema import Recording, Scheduler, StateLoaded
 from trainlint.recording.timeline import of_kind, steps_of
 
-__all__ = ["Cadence", "Projected", "active_schedulers", "planned_steps", "projection"]
+__all__ = ["OWN_RATE", "Cadence", "Projected", "active_schedulers", "planned_steps", "projection"]
 
 #: Points of a projected curve: more than a terminal or a page can show.
 _MAX_POINTS = 400
 #: Observed rates must lie this close to the curve, as a share of its peak, for the curve to be believed.
 _TOLERANCE = 0.01
+#: Said of an optimizer that makes the rate it uses from the one in its groups.
+OWN_RATE = "no scheduler: the optimizer itself warms its rate up or adapts it"
 #: A change of the rate below this share of its peak is not worth drawing.
 _VISIBLE = 0.01
 
@@ -79,6 +81,13 @@ def projection(
         base = replace(base, horizon_steps=length[0], horizon_source=length[1])
     schedulers = active_schedulers(recording, optimizer_id)
     if not schedulers:
+        used = tuple(
+            (step.index + 1, step.scheduled_rates[group])
+            for step in steps_of(recording, optimizer_id)
+            if group < len(step.scheduled_rates)
+        )
+        if used and used != observed:
+            return replace(base, observed=used, reason=OWN_RATE)
         return _without_scheduler(recording, base)
     if len(schedulers) > 1:
         names = ", ".join(s.class_name for s in schedulers)

@@ -132,6 +132,17 @@ class MissingKey:
 
 
 @dataclass(frozen=True)
+class NameRead:
+    """A source line of the program that could read a key of this name, whether it was run or not."""
+
+    at: SourceLine
+    #: The section that the expression names: ``training`` of ``cfg["training"]["lr"]``; empty when it names none.
+    section: str = ""
+    #: Lines of the conditions in its function that it stands under.
+    conditions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class NameMention:
     """A place in the program's source (not the config) where a key's last name stands as a word."""
 
@@ -141,6 +152,8 @@ class NameMention:
     access: bool = True
     #: At least one of the files is the program's own, not a library's.
     own: bool = True
+    #: Where the program's own files could read a key of this name, by the syntax tree; ``None``: not looked up.
+    reads: tuple[NameRead, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -525,6 +538,9 @@ class OptimizerStep:
     index: int
     #: Learning rate of each group as this step used it.
     rates: tuple[float, ...] = ()
+    #: Rate of each group that the optimizer says it used, where it has a warm-up of its own and writes the outcome into
+    #: the group (``scheduled_lr`` of the schedule-free methods). Empty when it says nothing.
+    scheduled_rates: tuple[float, ...] = ()
     #: A closure was passed, and how often it was called; backwards then lie inside the step.
     closure: bool = False
     closure_calls: int = 0
