@@ -504,3 +504,22 @@ while True:
         tmp_path,
     )
     assert [math.isnan(s.rates[0]) for s in events(run, OptimizerStep)] == [True] * 3
+
+
+def test_the_steps_of_a_schedule_are_found_to_the_call() -> None:
+    """Without a known length the points lie far apart: a StepLR must not be blurred between them."""
+    import torch
+
+    from trainlint.recorder import curves
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    points, missing = curves.curve(curves.take(torch.optim.lr_scheduler.StepLR(optimizer, 30)), None, None)
+    found = {calls: rates[0] for calls, rates in points}
+    assert not missing
+    assert len(points) < 1_000
+    for edge in (30, 60, 90):
+        assert found[edge - 1] == pytest.approx(10 * found[edge])
+    parts = [torch.optim.lr_scheduler.LinearLR(optimizer), torch.optim.lr_scheduler.StepLR(optimizer, 700)]
+    joined = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [5])
+    found = {calls: rates[0] for calls, rates in curves.curve(curves.take(joined), None, None)[0]}
+    assert found[704] == pytest.approx(10 * found[705])

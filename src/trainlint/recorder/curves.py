@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import copy
 import functools
+import itertools
 import math
 import time
 import types
@@ -22,6 +23,10 @@ BUDGET_S = 1.0
 DEFAULT_CALLS = 5_000
 #: Largest number of calls looked at where the rate has a closed form.
 FAR = 1_000_000
+#: Change of the rate, as a share of its peak, that is followed to the very call where it happens.
+JUMP = 0.01
+#: Points that following changes may add to a curve.
+EXTRA_POINTS = 600
 #: Names under which functions for LambdaLR keep the length of the schedule.
 LENGTH_NAMES = ("num_training_steps", "total_steps", "max_steps", "t_total", "training_steps")
 
@@ -261,7 +266,41 @@ def _closed(rates_at: Any, scheduler: Any, points: list[int]) -> tuple[list[tupl
         out.append((calls, rates))
         if time.perf_counter() - began > BUDGET_S:
             return out, f"cut at call {calls} to save time"
-    return out, ""
+    return _followed(rates_at, start, out, began), ""
+
+
+def _followed(
+    rates_at: Any, start: int, points: list[tuple[int, list[float]]], began: float
+) -> list[tuple[int, list[float]]]:
+    """The points, and more between those that differ: a StepLR's step is found to the call, not blurred over a gap."""
+    known = dict(points)
+    peak = max((abs(r) for rates in known.values() for r in rates), default=0.0)
+    open_gaps = [(a, b) for (a, _), (b, _) in itertools.pairwise(points)]
+    room = EXTRA_POINTS
+    while open_gaps and room and time.perf_counter() - began < BUDGET_S:
+        a, b = open_gaps.pop()
+        if b - a <= 1 or not _jumps(known[a], known[b], peak):
+            continue
+        middle = (a + b) // 2
+        try:
+            rates = rates_at(start + middle)
+        except Exception:
+            continue
+        if not all(math.isfinite(r) for r in rates):
+            continue
+        known[middle] = rates
+        room -= 1
+        open_gaps += [(middle, b), (a, middle)]
+    return sorted(known.items())
+
+
+def _jumps(before: list[float], after: list[float], peak: float) -> bool:
+    """A change worth following: of the peak, or, of a rate that still trains something, by a third of itself."""
+    for a, b in zip(before, after, strict=False):
+        change, larger = abs(a - b), max(abs(a), abs(b))
+        if change > JUMP * peak or (larger > 1e-5 * peak and change > larger / 3):
+            return True
+    return False
 
 
 def _stepped(scheduler: Any, points: list[int]) -> tuple[list[tuple[int, list[float]]], str]:
@@ -269,17 +308,27 @@ def _stepped(scheduler: Any, points: list[int]) -> tuple[list[tuple[int, list[fl
     out: list[tuple[int, list[float]]] = []
     began = time.perf_counter()
     done = 0
+    room = EXTRA_POINTS
+    peak = 0.0
+    now = [float(g["lr"]) for g in optimizer.param_groups]
     for calls in points:
         while done < calls:
+            before = now
             try:
                 scheduler.step()
             except Exception as error:
                 return out, f"stops at call {done + 1}: {type(error).__name__}: {error}"
             done += 1
+            now = [float(g["lr"]) for g in optimizer.param_groups]
+            peak = max(peak, *now, *before)
+            if room > 1 and _jumps(before, now, peak) and all(math.isfinite(r) for r in now):
+                # Both sides of a jump; a smooth change is less than this from one call to the next.
+                out += [point for point in ((done - 1, before), (done, now)) if not out or point[0] > out[-1][0]]
+                room -= 2
             if done % 64 == 0 and time.perf_counter() - began > BUDGET_S:
                 return out, f"cut at call {done} to save time"
-        rates = [float(g["lr"]) for g in optimizer.param_groups]
-        if not all(math.isfinite(r) for r in rates):
+        if not all(math.isfinite(r) for r in now):
             return out, f"is not finite from call {calls} on"
-        out.append((calls, rates))
+        if not out or calls > out[-1][0]:
+            out.append((calls, now))
     return out, ""
