@@ -243,12 +243,25 @@ def _consequence(optimizer: Optimizer, n: int, clip: Clip | None) -> str:
     hyper = optimizer.groups[0].hyperparameters if optimizer.groups else {}
     bound = f" Clipping at {number(clip.threshold)} acts like {number(clip.threshold / n)}." if clip is not None else ""
     if "betas" in hyper:
-        return f"Adam's step size hardly changes, but eps, L2 and the logged gradient norm are off by {n}.{bound}"
+        off = (
+            "eps, L2 and the logged gradient norm"
+            if _decay_in_gradient(optimizer)
+            else "eps and the logged gradient norm"
+        )
+        return f"Adam's step size hardly changes, but {off} are off by {n}.{bound}"
     if "nesterov" in hyper or "dampening" in hyper:
         rate = hyper.get("lr")
         now = f" ({number(rate)} acts like {number(rate * n)})" if isinstance(rate, (int, float)) else ""
         return f"With {optimizer.class_name} the learning rate is effectively {n} times larger{now}.{bound}"
     return f"Whatever depends on the size of the gradient is off by {n}.{bound}"
+
+
+def _decay_in_gradient(optimizer: Optimizer) -> bool:
+    """Weight decay is L2 in the gradient (Adam), not apart from it (AdamW)."""
+    return optimizer.class_name in ("Adam", "NAdam", "RAdam", "Adamax") and any(
+        g.hyperparameters.get("weight_decay") and not g.hyperparameters.get("decoupled_weight_decay")
+        for g in optimizer.groups
+    )
 
 
 def _fix(run: Recording, n: int) -> str:

@@ -86,13 +86,46 @@ def _prefixes(name: str) -> list[str]:
 
 
 def lines_of(groups: Sequence[TensorGroup], total: int | None, *, most: int = 4) -> str:
-    """The groups as one phrase, the largest first, the tail counted."""
+    """The groups as one phrase, the largest first, the tail counted; the same module of many layers is one group."""
+    if len(groups) > most:
+        groups = _folded(groups)
     shown = [g.text(total) for g in groups[:most]]
     left = groups[most:]
     if left:
         tensors = sum(len(g.parameters) for g in left)
-        shown.append(f"and {plural(tensors, 'more tensor')} ({', '.join(g.pattern for g in left[:2])}, ...)")
+        names = f"{', '.join(g.pattern for g in left[:2])}{', ...' if len(left) > 2 else ''}"
+        shown.append(f"and {plural(tensors, 'more tensor')} ({names})")
     return "; ".join(shown)
+
+
+def _folded(groups: Sequence[TensorGroup]) -> Sequence[TensorGroup]:
+    """Groups whose names differ in their first number only, as one: ``h.0.ln``, ``h.1.ln`` -> ``h.0-1.ln``."""
+    alike: dict[tuple[int | None, tuple[str, ...], int], dict[int, TensorGroup]] = {}
+    for group in groups:
+        parts = group.pattern.split(".")
+        place = next((i for i, part in enumerate(parts) if part.isdecimal()), -1)
+        key = (*parts[:place], "#", *parts[place + 1 :]) if place >= 0 else tuple(parts)
+        number_in_name = int(parts[place]) if place >= 0 else len(alike)
+        alike.setdefault((group.parameters[0].root, key, place), {})[number_in_name] = group
+    out: list[TensorGroup] = []
+    for (_, key, place), members in alike.items():
+        if len(members) == 1:
+            out += members.values()
+            continue
+        name = ".".join((*key[:place], _ranges(sorted(members)), *key[place + 1 :]))
+        out.append(TensorGroup(name, tuple(p for n in sorted(members) for p in members[n].parameters)))
+    return sorted(out, key=lambda g: (-g.numel, g.pattern, g.parameters[0].id))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-2,5`` for 0, 1, 2, 5."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def trainable_weights(recording: Recording, roots: Iterable[int | None]) -> int:
