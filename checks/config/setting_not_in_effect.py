@@ -12,7 +12,8 @@ from trainlint.contract import Finding, Key, NotApplicable, NotObserved, Recordi
 from trainlint.recording import in_effect
 from trainlint.recording.describe import number, place, uses
 from trainlint.recording.in_effect import Observed, any_close
-from trainlint.recording.schema import ConfigKey, Value
+from trainlint.recording.schema import ConfigKey, SourceLine, Value
+from trainlint.recording.unread import Unread
 
 
 @check("TL104", Recording, severity="error")
@@ -35,6 +36,9 @@ def setting_not_in_effect(run: Recording) -> Iterator[Finding]:
     (`**kwargs`, `save_hyperparameters()`, a dump), while the feature is off or at its default: an error. Passed in
     bulk and the run has some third value, or read by itself and the feature is off: a warning. Read by itself and some
     other value in effect: nothing, because the value may rightly be derived (scaled by world size, split by layer).
+    A source line that could read the key and was not run in the watched steps makes it an info; where another key was
+    read in the condition above that line, and where a sibling section with the same keys is the one in use (the other
+    optimizer, the earlier phase), nothing is reported.
 
     ## What to do
     Pass the value to what should use it: the optimizer's constructor in `configure_optimizers`, a scheduler built and
@@ -58,14 +62,19 @@ def setting_not_in_effect(run: Recording) -> Iterator[Finding]:
         raise NotApplicable("the config names no setting that can be compared with the run")
     if not in_effect.stepping(run):
         raise NotObserved("no optimizer step was seen, so nothing can be compared; raise --timeout or --steps")
+    unread = Unread(run)
     for key in keys:
         compare = _COMPARE.get(key.meaning)
         difference = compare(run, key) if compare is not None else None
         if difference is None or _ruled_by_another(run, key, keys, difference):
             continue
-        severity = _severity(run, key, difference, keys)
-        if severity is not None:
-            yield _finding(run, key, difference, severity, keys)
+        severity = _severity(run, key, difference)
+        if severity is None or unread.is_alternative(key) or unread.is_switched_off(key):
+            continue
+        later = unread.later_reads(key)
+        if later and key.meaning in _FOR_THE_DEVICE and _on_cpu(run):
+            continue  # read behind a test of the device, which this machine fails
+        yield _finding(run, key, difference, Severity.INFO if later else severity, keys, later)
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,15 @@ def _bulk_only(key: ConfigKey) -> bool:
     return bool(key.reads) and all(r.how == "bulk" for r in key.reads or ())
 
 
-def _severity(run: Recording, key: ConfigKey, difference: _Difference, keys: Sequence[ConfigKey]) -> Severity | None:
+#: Settings that programs switch off where the device cannot do them.
+_FOR_THE_DEVICE = frozenset(("precision", "bf16", "fp16"))
+
+
+def _on_cpu(run: Recording) -> bool:
+    return (run.program.device or "cpu").startswith("cpu")
+
+
+def _severity(run: Recording, key: ConfigKey, difference: _Difference) -> Severity | None:
     if key.reads is None:
         if not difference.absent:
             return None
@@ -132,18 +149,25 @@ def _ruled_by_another(run: Recording, key: ConfigKey, keys: Sequence[ConfigKey],
 
 
 def _matches(key: ConfigKey, difference: _Difference) -> bool:
-    wanted = _number(key.value)
-    return wanted is not None and any_close(wanted, difference.values)
+    return (wanted := _number(key.value)) is not None and any_close(wanted, difference.values)
 
 
 # ------------------------------------------------------------------------------------------- what is said
 
 
 def _finding(
-    run: Recording, key: ConfigKey, difference: _Difference, severity: Severity, keys: Sequence[ConfigKey]
+    run: Recording,
+    key: ConfigKey,
+    difference: _Difference,
+    severity: Severity,
+    keys: Sequence[ConfigKey],
+    later: Sequence[SourceLine] = (),
 ) -> Finding:
-    where = f" ({place(key.at)})" if key.at is not None else " (command line)" if key.origin == "override" else ""
-    reading, instead = _reading(key, difference), _instead(key, keys, difference)
+    where = _at(key) or (" (command line)" if key.origin == "override" else "")
+    instead, reading = _instead(key, keys, difference), _reading(key, difference)
+    if later:
+        difference = replace(difference, text=f"{difference.text} in the watched steps")
+        reading = f"{place(later[0])} may read the key and was not run so far."
     return Finding(
         f"{key.path} = {_text(key.value)}{where} is not in effect: {difference.text}. {reading}{instead}",
         at=Key(key.path),
@@ -355,14 +379,12 @@ _PRECISIONS: dict[str, tuple[str, bool]] = {
 
 
 def _precision(run: Recording, key: ConfigKey) -> _Difference | None:
-    name = key.meaning if key.value is True else str(key.value).strip().lower()
-    asked = _PRECISIONS.get(name)
+    asked = _PRECISIONS.get(name := key.meaning if key.value is True else str(key.value).strip().lower())
     seen = in_effect.low_precision(run)
     if asked is None or seen is None or seen[0]:
         return None
-    on_cpu = (run.program.device or "cpu").startswith("cpu")
     by_itself = bool(key.reads) and not _bulk_only(key)
-    if by_itself and on_cpu:
+    if _on_cpu(run) and (by_itself or (key.reads == () and in_effect.autocast_switched_off(run))):
         return None  # `enabled=torch.cuda.is_available()` is right on a CPU
     fix = f"Wrap the forward pass and the loss in torch.autocast(device_type, dtype=torch.{asked[0]})"
     if uses(run, "lightning"):

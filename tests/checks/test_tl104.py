@@ -20,6 +20,9 @@ from trainlint.recording.schema import (
     ConfigRead,
     Framework,
     LossCall,
+    MissingKey,
+    NameMention,
+    NameRead,
     Program,
     RateAssignment,
     SeedSet,
@@ -138,6 +141,72 @@ def test_the_key_that_is_read_instead_is_named() -> None:
     severity, finding = only(check, program(other, key("accumulation", 8, path="training.accumulate_grad_batches")))
     assert severity == "error"
     assert "What is read is training.gradient_accumulation_steps = 1 (config.yaml:4)." in finding.message
+
+
+# ------------------------------------------------------------------------------------------- not its turn
+
+
+def with_reads(run: Run, *reads: NameRead, name: str = "weight_decay") -> Run:
+    """The program's own source could read a key of this name at these places."""
+    mention = NameMention(name, ("/home/user/train.py",), reads=reads)
+    run.fields["config"] = dataclasses.replace(run.fields["config"], mentions=(mention,))
+    return run
+
+
+@pytest.mark.parametrize("reads", [NEVER, STARS])
+def test_a_line_that_was_not_run_and_could_read_the_key(reads: tuple[ConfigRead, ...]) -> None:
+    severity, finding = only(check, with_reads(program(key("weight_decay", 1e-3, reads)), NameRead(at(90))))
+    assert severity == "info"
+    assert "in the watched steps. train.py:90 may read the key and was not run so far." in finding.message
+    for section, severity in (("training", "info"), ("train_cfg", "info"), ("optimizer", "error")):
+        run = program(key("weight_decay", 1e-3, reads))
+        assert severities(with_reads(run, NameRead(at(90), section))) == [severity]
+
+
+def test_a_line_that_was_run_without_reading_the_key_reads_it_never() -> None:
+    assert severities(with_reads(program(key("weight_decay", 1e-3, NEVER)), NameRead(at(8)))) == ["error"]
+
+
+def test_a_setting_that_another_key_switches_off() -> None:
+    gated = NameRead(at(90), conditions=(8,))
+    assert not severities(with_reads(program(key("schedule", "cosine", NEVER)), gated, name="schedule"))
+    assert severities(with_reads(program(key("schedule", "cosine", NEVER)), gated, NameRead(at(91)), name="schedule"))
+    unseen = NameRead(at(90), conditions=(7,))
+    assert severities(with_reads(program(key("schedule", "cosine", NEVER)), unseen, name="schedule")) == ["info"]
+
+
+def test_precision_behind_a_test_of_the_device() -> None:
+    behind = NameRead(at(90), conditions=(90,))
+    run = with_reads(program(key("precision", "bf16", NEVER)), behind, name="precision")
+    assert not severities(run)
+    run.fields["program"] = Program(device="cuda:0")
+    assert severities(run) == ["info"]
+    entered = program(key("precision", "bf16", NEVER))
+    entered._emit(AutocastEntered, device="cpu", dtype="bfloat16", enabled=False)
+    assert not severities(entered)
+    assert severities(program(key("precision", "bf16", NEVER))) == ["error"]
+
+
+def test_the_settings_of_the_other_optimizer() -> None:
+    chosen = key("weight_decay", 0, STARS, path="optimizers.adamw.weight_decay")
+    other = key("weight_decay", 1e-4, NEVER, path="optimizers.sgd.weight_decay")
+    assert not severities(program(chosen, other))
+    dump = (ConfigRead("bulk", at(12), "yaml.dump"),)
+    dumped = [dataclasses.replace(k, reads=(*(k.reads or ()), *dump)) for k in (chosen, other)]
+    assert not severities(program(*dumped)), "a dump of everything enters no section"
+    built = dataclasses.replace(other, reads=(ConfigRead("bulk", at(31), "**"),))
+    assert severities(program(chosen, built)) == ["error"], "its section was taken by itself"
+    beside = ConfigKey("optimizers.sgd.nesterov", True, "bool", reads=ITEM)
+    assert severities(program(chosen, other, beside)) == ["error"], "its section was entered"
+    assert severities(program(other)) == ["warning"]
+
+
+def test_the_settings_of_a_later_phase() -> None:
+    later = key("weight_decay", 0.3, NEVER, path="finetune.weight_decay")
+    run = program(later, ConfigKey("pretrain.lr", 0.01, "float", reads=ITEM))
+    looked = MissingKey("pretrain.weight_decay", 0.0, at(8))
+    run.fields["config"] = dataclasses.replace(run.fields["config"], missing=(looked,))
+    assert not severities(run)
 
 
 # ------------------------------------------------------------------------------------------- optimizer

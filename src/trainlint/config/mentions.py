@@ -7,14 +7,15 @@ no proof of use.
 from __future__ import annotations
 
 import ast
-import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+from trainlint.config.read_places import read_places
 from trainlint.recorder.core import FRAMEWORKS
-from trainlint.recording.schema import NameMention
+from trainlint.recording.schema import NameMention, NameRead
 
 SIZE_CAP = 2 * 1024 * 1024
 #: Files kept per name.
@@ -55,7 +56,8 @@ def find_mentions(
 
     ``packages``: installed packages that count as the program's own, beside its project's files; ``None``: every one
     that is not a training framework. Import lines, comments and docstrings do not count. Libraries are searched only
-    for names that the program's own files do not hold. Files that cannot be read, or larger than 2 MB, are left out.
+    for names that the program's own files do not hold, and only until a first place is found. Files that cannot be
+    read, or larger than 2 MB, are left out.
     """
     wanted = [n for n in dict.fromkeys(names) if n]
     own: list[str] = []
@@ -64,72 +66,106 @@ def find_mentions(
         package = package_of(file)
         is_own = is_own_file(file) and (packages is None or not package or package in packages)
         (own if is_own else library).append(file)
-    found = _search(wanted, own, pieces=True)
-    rest = [n for n in wanted if n not in found]
-    in_libraries = _search(rest, library, pieces=False) if rest else {}
+    found = _search(wanted, own)
+    in_libraries = _search_libraries([n for n in wanted if n not in found], library)
     out = []
     for name in wanted:
         if name in found:
-            places, access = found[name]
-            out.append(NameMention(name, tuple(places), access=access, own=True))
+            out.append(found[name].mention(name))
         elif name in in_libraries:
-            places, access = in_libraries[name]
-            out.append(NameMention(name, tuple(places), access=access, own=False))
+            file, access = in_libraries[name]
+            out.append(NameMention(name, (file,), access=access, own=False, reads=()))
         else:
-            out.append(NameMention(name, (), access=False, own=False))
+            out.append(NameMention(name, (), access=False, own=False, reads=()))
     return tuple(out)
 
 
-def _search(names: Sequence[str], files: Sequence[str], pieces: bool) -> dict[str, tuple[list[str], bool]]:
-    found: dict[str, tuple[list[str], bool]] = {}
-    needles = [(n, n.encode("utf-8"), _word(n), _pieces(n) if pieces else ()) for n in names]
+@dataclass
+class _Found:
+    files: list[str] = field(default_factory=list)
+    access: bool = False
+    reads: list[NameRead] = field(default_factory=list)
+
+    def mention(self, name: str) -> NameMention:
+        return NameMention(name, tuple(self.files[:PLACES]), access=self.access, own=True, reads=tuple(self.reads))
+
+
+def _search(names: Sequence[str], files: Sequence[str]) -> dict[str, _Found]:
+    """The program's own files: every place that could read a name, and whether it stands there at all."""
+    found: dict[str, _Found] = {}
+    needles = [(n, n.encode("utf-8"), _word(n), _pieces(n)) for n in names]
     for file in files:
-        try:
-            if os.path.getsize(file) > SIZE_CAP:
-                continue
-            with open(file, "rb") as f:
-                text = f.read()
-        except OSError:
+        text = _text(file)
+        if text is None:
             continue
-        stripped: bytes | None = None
-        for name, raw, word, built in needles:
-            places, access = found.get(name, ([], False))
-            if len(places) >= PLACES and access:
+        here = [needle for needle in needles if needle[1] in text and needle[2].search(text)]
+        tree, code = _code(text) if here else (None, text)
+        accessed = []
+        for name, _, word, _ in here:
+            matches = [code[m.start() - 1 : m.start()] for m in word.finditer(code)]
+            if not matches:
                 continue
-            here, readable = False, False
-            if raw in text:
-                if stripped is None:
-                    stripped = _code(text, documented=pieces)
-                for match in word.finditer(stripped):
-                    here = True
-                    before = stripped[match.start() - 1 : match.start()]
-                    if before in (b"'", b'"', b"."):
-                        readable = True
-                        break
-            if not here and any(piece in text for piece in built):
-                here = readable = True
-            if here:
-                found[name] = ([*places, file] if len(places) < PLACES else places, access or readable)
+            entry = found.setdefault(name, _Found())
+            entry.files.append(file)
+            if any(before in (b"'", b'"', b".") for before in matches):
+                entry.access = True
+                accessed.append(name)
+        if tree is not None and accessed:
+            for name, reads in read_places(file, text.decode("utf-8", "replace"), tree, accessed).items():
+                found[name].reads += reads
+        for name, _, _, built in needles:
+            if any(piece in text for piece in built):
+                entry = found.setdefault(name, _Found())
+                entry.access = True
+                if file not in entry.files:
+                    entry.files.append(file)
     return found
 
 
-def _code(text: bytes, documented: bool) -> bytes:
-    """The text without import lines and, for the program's own files, without comments and docstrings."""
-    text = _IMPORT.sub(b"", text)
-    if not documented:
-        return text
+def _search_libraries(names: Sequence[str], files: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """The first library file that holds each name, and whether it stands there in quotes or after a dot."""
+    found: dict[str, tuple[str, bool]] = {}
+    open_ = {n: (n.encode("utf-8"), _word(n)) for n in names}
+    for file in files:
+        if not open_:
+            break
+        text = _text(file)
+        if text is None:
+            continue
+        for name, (raw, word) in list(open_.items()):
+            if raw not in text:
+                continue
+            code = _IMPORT.sub(b"", text)
+            match = word.search(code)
+            if match is not None:
+                found[name] = (file, code[match.start() - 1 : match.start()] in (b"'", b'"', b"."))
+                del open_[name]
+    return found
+
+
+def _text(file: str) -> bytes | None:
+    try:
+        with open(file, "rb") as f:
+            text = f.read(SIZE_CAP + 1)
+    except OSError:
+        return None
+    return text if len(text) <= SIZE_CAP else None
+
+
+def _code(text: bytes) -> tuple[ast.Module | None, bytes]:
+    """The syntax tree, and the text without import lines, comments and docstrings."""
     lines = text.splitlines(keepends=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return text
+        return None, _IMPORT.sub(b"", text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            for row in range(node.lineno - 1, node.end_lineno or node.lineno):
+            for row in range(node.lineno - 1, min(node.end_lineno or node.lineno, len(lines))):
                 lines[row] = b"\n"
-    return _COMMENT.sub(b"", b"".join(lines))
+    return tree, _COMMENT.sub(b"", _IMPORT.sub(b"", b"".join(lines)))
 
 
 def _word(name: str) -> re.Pattern[bytes]:

@@ -34,6 +34,7 @@ __all__ = [
     "Observed",
     "accumulated",
     "any_close",
+    "autocast_switched_off",
     "batch_sizes",
     "clip_thresholds",
     "close",
@@ -320,6 +321,12 @@ def low_precision(run: Recording) -> tuple[frozenset[str], str, bool] | None:
         if value is not None:
             said.insert(0, f"the {'Trainer' if name == 'lightning' else 'Accelerator'} has {key} = {value}")
     return frozenset(), ", ".join(said), bool(dtypes)
+
+
+def autocast_switched_off(run: Recording) -> bool:
+    """Whether the program entered autocast with ``enabled=False`` and never with it on."""
+    entered = of_kind(run, AutocastEntered)
+    return bool(entered) and not any(e.enabled for e in entered)
 
 
 def _dtype(name: str | None) -> str:
