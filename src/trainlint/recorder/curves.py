@@ -27,6 +27,8 @@ FAR = 1_000_000
 JUMP = 0.01
 #: Points that following changes may add to a curve.
 EXTRA_POINTS = 600
+#: Calls from the start at which every rate is kept: warm-ups are read off exactly.
+DENSE = 256
 #: Names under which functions for LambdaLR keep the length of the schedule.
 LENGTH_NAMES = ("num_training_steps", "total_steps", "max_steps", "t_total", "training_steps")
 
@@ -203,15 +205,15 @@ def horizon(scheduler: Any) -> int | None:
 
 def grid(limit: int, marks: list[int]) -> list[int]:
     """Numbers of calls at which the rate is kept: dense at the start, even up to each mark, geometric beyond."""
-    points = set(range(min(17, limit + 1)))
+    points = set(range(min(DENSE, limit) + 1))
     for mark in marks:
         if mark <= limit:
             points.update(round(mark * i / 128) for i in range(129))
             points.update(p for p in (mark - 1, mark, mark + 1) if 0 <= p <= limit)
-    step = 16.0
+    step = float(DENSE)
     while step < limit:
         points.add(int(step))
-        step *= 1.06
+        step *= 1.03
     points.add(limit)
     return sorted(p for p in points if 0 <= p <= limit)
 
