@@ -18,9 +18,11 @@ from trainlint.recording.projection import Projected, projection
 from trainlint.recording.schema import (
     Backward,
     ConfigFacts,
+    Forward,
     Optimizer,
     OptimizerStep,
     ParamGroup,
+    Parameter,
     Recording,
     SourceLine,
 )
@@ -146,12 +148,24 @@ def _device(recording: Recording) -> Section:
 def _model(recording: Recording) -> Section:
     lines: list[CardLine] = []
     data: list[dict[str, Any]] = []
-    for root in recording.roots:
+    held = {i for optimizer in recording.optimizers for group in optimizer.groups for i in group.parameters}
+    ran = {event.root for event in recording.events if isinstance(event, Forward)}
+    parts: dict[int | None, list[Parameter]] = {}
+    for parameter in recording.parameters:
+        parts.setdefault(parameter.root, []).append(parameter)
+    # A copy that nothing trains or runs (kept by a config or a checkpoint) says nothing about the run.
+    used = [
+        root
+        for root in recording.roots
+        if root.id in ran or any(p.id in held or p.gradient_seen for p in parts.get(root.id, ()))
+    ]
+    for root in used or recording.roots:
         if root.n_parameters == 0:
             continue
-        own = [p for p in recording.parameters if p.root == root.id]
+        own = parts.get(root.id, [])
         total = sum(p.numel for p in own) or root.n_parameters
-        trainable = sum(p.numel for p in own if p.requires_grad) if own else root.n_trainable
+        # A GAN's trainer switches requires_grad back and forth: what got a gradient was trainable then.
+        trainable = sum(p.numel for p in own if _trains(p)) if own else root.n_trainable
         sizes: dict[str, int] = {}
         for p in own:
             sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel
@@ -179,6 +193,10 @@ def _model(recording: Recording) -> Section:
     if len(ranked) > 4:
         shown.append(CardLine("", f"and {len(ranked) - 4} smaller modules"))
     return shown, [data[i] for i in ranked]
+
+
+def _trains(parameter: Parameter) -> bool:
+    return bool(parameter.requires_grad or parameter.requires_grad_later or parameter.gradient_seen)
 
 
 def count(n: int) -> str:

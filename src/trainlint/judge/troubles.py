@@ -119,7 +119,10 @@ def _todo(recording: Recording, ending: Ending) -> str:
             return "It never imported torch: is this the program that trains?"
         return "Is training switched off, already finished by a checkpoint it resumed from, or left to another command?"
     if ending.how == "exit":
-        return "It would fail the same way without trainlint unless its last lines below speak of trainlint."
+        return (
+            "Its last lines are below. Without trainlint it would most likely fail the same way, unless it needs a "
+            "terminal or standard input: it has neither while it is watched."
+        )
     return ""
 
 

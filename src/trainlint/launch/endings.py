@@ -166,8 +166,9 @@ def _exit_hint(code: int, failure: Failure | None, seen: Evidence) -> str:
         return ""
     if not any(worker.armed for worker in marks.workers.values()):
         return (
-            "No Python process of the program loaded trainlint's recorder. It cannot enter python -I, -E or -S, "
-            "containers and remote machines: run trainlint inside them, or give the Python command itself behind --."
+            "No Python process of the program loaded trainlint's recorder. It cannot enter python -I, -E or -S, a "
+            "command that replaces PYTHONPATH (extend it: PYTHONPATH=src:$PYTHONPATH), containers and remote machines: "
+            "run trainlint inside them, or give the Python command itself behind --."
         )
     last_words = "\n".join(seen.output[-10:])
     if code == 2 and _USAGE.search(last_words):
@@ -214,7 +215,8 @@ def _timeout_hint(outcome: Outcome, marks: Marks) -> str:
         return f"The program did not import torch within {waited}. Is this the command that trains? {more}"
     return (
         f"No Python process of the program loaded trainlint's recorder within {waited}. It cannot enter python -I, -E "
-        "or -S, containers and remote machines: run trainlint inside them."
+        "or -S, a command that replaces PYTHONPATH (extend it: PYTHONPATH=src:$PYTHONPATH), containers and remote "
+        "machines: run trainlint inside them."
     )
 
 
