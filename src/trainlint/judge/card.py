@@ -21,8 +21,8 @@ from trainlint.recording.schema import (
     Forward,
     Optimizer,
     OptimizerStep,
-    ParamGroup,
     Parameter,
+    ParamGroup,
     Recording,
     SourceLine,
 )
