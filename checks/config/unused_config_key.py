@@ -52,7 +52,8 @@ def unused_config_key(run: Recording) -> Iterator[Finding]:
 
     A key is reported when it was never read and stands nowhere in the program's own source in a form that could read
     it later (in quotes, after a dot, or put together from pieces); or when it was only taken in bulk and no loaded
-    source file, libraries included, mentions its name at all.
+    source file, libraries included, mentions its name at all. A library's mention does not count where `**cfg` went
+    into the program's own function or constructor, and that hands its keywords to no library.
 
     ## What to do
     Remove the key, or correct its name: where the program looked for a similar one, the finding says so. If it should
@@ -165,12 +166,24 @@ def _unused(key: ConfigKey, mentions: dict[str, NameMention], sections: _Section
         return None
     shipped = key.origin == "file" and key.at is not None and "site-packages" in key.at.file
     if key.reads:
-        if mention.files or sections.names_are_data(key) or _section(key.path) not in sections.known:
+        known = mention.files and (mention.own or not _stays_with_the_program(key))
+        if known or sections.names_are_data(key) or _section(key.path) not in sections.known:
             return None
         return _Unused(key, True, shipped)
     if mention.files and (mention.own and mention.access or _section(key.path) not in sections.read_by_key):
         return None
     return _Unused(key, False, shipped)
+
+
+#: Takers that write a section down and hand nothing on.
+_WRITTEN = frozenset(("print", "pprint", "logging", "logger", "json.dump", "yaml.dump", "save_hyperparameters"))
+
+
+def _stays_with_the_program(key: ConfigKey) -> bool:
+    """Whether no library was handed the key: it went into the program's own functions, and was written down."""
+    ways = key.reads or ()
+    written = {r.by for r in ways} & (_WRITTEN | {"OmegaConf.save", "OmegaConf.to_yaml"})
+    return any(r.kept for r in ways) and all(r.kept or r.by in written for r in ways)
 
 
 def _groups(unused: Sequence[_Unused]) -> Iterator[list[_Unused]]:
@@ -195,7 +208,9 @@ def _finding(run: Recording, config: ConfigFacts, group: Sequence[_Unused]) -> F
     it, they, stands = ("its name", "It was", "stands") if len(keys) == 1 else ("their names", "They were", "stand")
     sources = plural(len(run.program.sources), "loaded source file")
     if any(u.bulk for u in group):
-        how = f"{they} only taken in bulk ({_takers(keys)}), and none of the {sources} mentions {it}."
+        inside = any(_stays_with_the_program(k) for k in keys)
+        what = "no source of the program" if inside else f"none of the {sources}"
+        how = f"{they} only taken in bulk ({_takers(keys)}), and {what} mentions {it}."
     else:
         how = f"{they} never read in the watched steps, and {it} {stands} nowhere in code that could run later."
     subject = "Nothing uses" if any(u.bulk for u in group) else "Nothing reads"

@@ -137,6 +137,17 @@ def test_silent_about(unread: ConfigKey, mentions: tuple[NameMention, ...]) -> N
     assert not silent(key("a.read", ITEM), key("opt.read", ITEM), unread, mentions=mentions)
 
 
+def test_a_librarys_word_is_no_use_where_the_key_stayed_in_the_program() -> None:
+    library = (NameMention("b", ("/v/site-packages/torch/a.py",), own=False),)
+    kept = (ConfigRead("bulk", at(30), "**", kept=True), *DUMP)
+    found = silent(key("a.b", kept), key("a.c", ITEM), mentions=library)
+    assert [f.about for f in found] == ["a.b"]
+    assert "no source of the program mentions its name" in found[0].message
+    assert not silent(key("a.b", (*kept, *STARS)), key("a.c", ITEM), mentions=library), "another ** may go to a library"
+    assert not silent(key("a.b", DUMP), key("a.c", ITEM), mentions=library)
+    assert not silent(key("a.b", kept), key("a.c", ITEM), mentions=(NameMention("b", ("/home/user/model.py",)),))
+
+
 def test_a_section_that_nobody_read_key_by_key_may_have_gone_to_compiled_code() -> None:
     keyword = (NameMention("b", ("/home/user/settings.py",), access=False),)
     assert not silent(key("a.b"), key("a.c"), key("z.q", ITEM), mentions=(*keyword, *nowhere("c")))[1:]

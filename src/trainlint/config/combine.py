@@ -10,9 +10,10 @@ from pathlib import Path
 
 from trainlint.config.command_line import command_line_keys
 from trainlint.config.errors import ConfigError
+from trainlint.config.handed_on import OwnCode
 from trainlint.config.load import load_config
 from trainlint.config.meanings import meaning_of, number
-from trainlint.config.mentions import find_mentions, package_of
+from trainlint.config.mentions import find_mentions, is_own_file, package_of
 from trainlint.config.printing import printing_lines
 from trainlint.recorder.config_paths import last_name
 from trainlint.recording.schema import ConfigFacts, ConfigKey, SourceLine, Value
@@ -66,7 +67,28 @@ def with_mentions(facts: ConfigFacts, sources: Iterable[str]) -> ConfigFacts:
         return facts
     packages = frozenset(package_of(r.at.file) for k in facts.keys for r in k.reads or () if r.at is not None)
     mentions = find_mentions(sorted(names), files, packages or None)
-    return dataclasses.replace(facts, mentions=mentions)
+    keys = _with_ways(facts.keys, {m.name for m in mentions if m.files and not m.own}, files)
+    return dataclasses.replace(facts, keys=keys, mentions=mentions)
+
+
+def _with_ways(keys: tuple[ConfigKey, ...], names: set[str], files: Sequence[str]) -> tuple[ConfigKey, ...]:
+    """Keys of names that only libraries know: note of every ``**`` whether it stays in the program's own code."""
+    code = OwnCode(f for f in files if not package_of(f) and is_own_file(f))
+    kept: dict[tuple[str, int], bool] = {}
+    out = []
+    for key in keys:
+        if key.reads and last_name(key.path) in names:
+            reads = []
+            for read in key.reads:
+                if read.by == "**" and read.at is not None:
+                    place = (read.at.file, read.at.line)
+                    if place not in kept:
+                        kept[place] = code.keeps(*place)
+                    read = dataclasses.replace(read, kept=kept[place])
+                reads.append(read)
+            key = dataclasses.replace(key, reads=tuple(reads))
+        out.append(key)
+    return tuple(out)
 
 
 def without_printing(facts: ConfigFacts) -> ConfigFacts:

@@ -99,6 +99,8 @@ class ConfigRead:
     at: SourceLine | None = None
     #: For a bulk read, what took the section (``**kwargs``, ``items``, ``to_container``, ``save_hyperparameters`` ...).
     by: str = ""
+    #: For ``**``: it went into the program's own function, which hands it to no library.
+    kept: bool = False
 
 
 @dataclass(frozen=True)
