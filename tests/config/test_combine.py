@@ -139,6 +139,20 @@ def test_where_a_name_stands(tmp_path: Path) -> None:
     assert found["in_library"].own is False
 
 
+def test_an_attribute_that_an_object_sets_itself_is_no_mention(tmp_path: Path) -> None:
+    model = (
+        "class Net:\n    def __init__(self, size):\n        self.loss = mse\n        self.size = size\n"
+        "    def step(self):\n        return self.loss(self.width, self.depth)\n"
+        "    def f(self):\n        self.depth = 1\n"
+    )
+    own = write(tmp_path, "model.py", model)
+    other = write(tmp_path, "other.py", "trainer.depth\n")
+    found = {m.name: bool(m.files) for m in find_mentions(["loss", "size", "width", "depth"], [own, other])}
+    assert found == {"loss": False, "size": True, "width": True, "depth": True}
+    copying = write(tmp_path, "base.py", "for k, v in cfg.items():\n    setattr(self, k, v)\n")
+    assert find_mentions(["loss"], [own, copying])[0].files
+
+
 def test_whose_file_it_is() -> None:
     assert is_own_file("/home/me/project/train.py")
     assert is_own_file("/venv/lib/python3.11/site-packages/state/tx/train.py")

@@ -85,6 +85,10 @@ class _Found:
     files: list[str] = field(default_factory=list)
     access: bool = False
     reads: list[NameRead] = field(default_factory=list)
+    #: It stands somewhere other than after ``self.``.
+    elsewhere: bool = False
+    #: ``self.NAME = ...`` stands somewhere.
+    assigned: bool = False
 
     def mention(self, name: str) -> NameMention:
         return NameMention(name, tuple(self.files[:PLACES]), access=self.access, own=True, reads=tuple(self.reads))
@@ -93,12 +97,14 @@ class _Found:
 def _search(names: Sequence[str], files: Sequence[str]) -> dict[str, _Found]:
     """The program's own files: every place that could read a name, and whether it stands there at all."""
     found: dict[str, _Found] = {}
+    copying = False
     raw = {n.encode("utf-8"): n for n in names}
     pieces = {n: _pieces(n) for n in names}
     for file in files:
         text = _text(file)
         if text is None:
             continue
+        copying = copying or any(way in text for way in _COPYING)
         among = _words_of(text)
         here = [raw[r] for r in _standing(raw, text, among)]
         tree, code = _code(text) if here else (None, text)
@@ -109,6 +115,9 @@ def _search(names: Sequence[str], files: Sequence[str]) -> dict[str, _Found]:
                 continue
             entry = found.setdefault(name, _Found())
             entry.files.append(file)
+            own_attribute = _own_attribute(name)
+            entry.elsewhere = entry.elsewhere or len(own_attribute.findall(code)) < len(matches)
+            entry.assigned = entry.assigned or _assigned(name).search(code) is not None
             if any(before in (b"'", b'"', b".") for before in matches):
                 entry.access = True
                 accessed.append(name)
@@ -118,10 +127,11 @@ def _search(names: Sequence[str], files: Sequence[str]) -> dict[str, _Found]:
         for name, built in pieces.items():
             if any(part in among and piece in text for part, piece in built):
                 entry = found.setdefault(name, _Found())
-                entry.access = True
+                entry.access = entry.elsewhere = True
                 if file not in entry.files:
                     entry.files.append(file)
-    return found
+    # An attribute that an object sets itself (`self.loss_fn = nn.MSELoss()`) is not the config's.
+    return found if copying else {n: e for n, e in found.items() if e.elsewhere or not e.assigned}
 
 
 def _search_libraries(names: Sequence[str], files: Sequence[str]) -> dict[str, tuple[str, bool]]:
@@ -187,6 +197,29 @@ def _code(text: bytes) -> tuple[ast.Module | None, bytes]:
             for row in range(node.lineno - 1, min(node.end_lineno or node.lineno, len(lines))):
                 lines[row] = b"\n"
     return tree, _COMMENT.sub(b"", _IMPORT.sub(b"", b"".join(lines)))
+
+
+#: Code that may put every key of a config on an object, so that ``self.NAME`` reads it.
+_COPYING = (
+    b"setattr(",
+    b"__dict__",
+    b"vars(",
+    b"__getattr__",
+    b"__getattribute__",
+    b"Namespace",
+    b"attrs",
+    b"pydantic",
+)
+
+
+@lru_cache(maxsize=1024)
+def _own_attribute(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb"\bself\s?\.\s?" + re.escape(name.encode("utf-8")) + rb"(?![A-Za-z0-9_])")
+
+
+@lru_cache(maxsize=1024)
+def _assigned(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb"\bself\." + re.escape(name.encode("utf-8")) + rb"\s*(?::[^=\n]+)?=(?!=)")
 
 
 @lru_cache(maxsize=1024)
