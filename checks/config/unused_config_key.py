@@ -209,8 +209,9 @@ def _finding(run: Recording, config: ConfigFacts, group: Sequence[_Unused]) -> F
     sources = plural(len(run.program.sources), "loaded source file")
     if any(u.bulk for u in group):
         inside = any(_stays_with_the_program(k) for k in keys)
-        what = "no source of the program" if inside else f"none of the {sources}"
-        how = f"{they} only taken in bulk ({_takers(keys)}), and {what} mentions {it}."
+        looked = f"nothing in the program's own source reads {it} from it" if inside else ""
+        looked = looked or f"none of the {sources} mentions {it}"
+        how = f"{they} only taken in bulk ({_takers(keys)}), and {looked}."
     else:
         how = f"{they} never read in the watched steps, and {it} {stands} nowhere in code that could run later."
     subject = "Nothing uses" if any(u.bulk for u in group) else "Nothing reads"

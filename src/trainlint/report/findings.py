@@ -230,6 +230,8 @@ def _value(value: Any, depth: int = 0) -> str:
         return short_number(value, 4)
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, Mapping) and depth and "key" in value:
+        return str(value["key"])  # one of a list of keys: the rest of it is in the JSON report
     if isinstance(value, Mapping):
         items = [f"{k}: {_value(v, depth + 1)}" for k, v in value.items()]
         return _few(items, 4 if depth == 0 else 2)
