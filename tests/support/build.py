@@ -154,9 +154,7 @@ class Run:
         number = len(self.schedulers)
         base = list(self.rates[optimizer])
         last = reach or (horizon or 1000) + 50
-        marks = sorted(
-            {*range(min(last, 400) + 1), *(round(last * i / 300) for i in range(301)), last, horizon or 0}
-        )
+        marks = sorted({*range(min(last, 400) + 1), *(round(last * i / 300) for i in range(301)), last, horizon or 0})
         curve = tuple(CurvePoint(n, tuple(b * factor(n) for b in base)) for n in marks)
         self.schedulers[number] = Scheduler(
             number,
