@@ -523,3 +523,23 @@ def test_the_steps_of_a_schedule_are_found_to_the_call() -> None:
     joined = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [5])
     found = {calls: rates[0] for calls, rates in curves.curve(curves.take(joined), None, None)[0]}
     assert found[704] == pytest.approx(10 * found[705])
+
+
+def test_training_in_a_thread_is_watched_and_ended(tmp_path: Path) -> None:
+    run = watch(
+        HEAD
+        + """
+import threading
+def train():
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in batches():
+        opt.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        opt.step()
+thread = threading.Thread(target=train)
+thread.start()
+thread.join()
+""",
+        tmp_path,
+    )
+    assert run.optimizers[0].steps == 3

@@ -123,7 +123,9 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     @recorder.quiet
     def begins(tensors: Any, grad_tensors: Any, retain_graph: Any, create_graph: Any) -> tuple[int, set[int]] | None:
-        if threading.get_ident() != session.main_thread:
+        if not session.backwards:
+            session.training_thread = threading.get_ident()  # the thread that trains, which need not be the main one
+        if threading.get_ident() != session.training_thread:
             return None
         session.backwards += 1
         if session.backwards == 1:
@@ -168,7 +170,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     @recorder.quiet
     def ended(seq: int, before: set[int]) -> None:
-        if threading.get_ident() != session.main_thread:
+        if threading.get_ident() != session.training_thread:
             return
         recorder.emit("event_value", {"seq": seq, "new_gradients": len(before - bare()) if before else 0})
         session.optimizers.probe()

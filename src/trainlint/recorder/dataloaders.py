@@ -122,7 +122,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     def make_next(original: Any) -> Any:
         def advance(self: Any) -> Any:
-            if threading.get_ident() == session.main_thread:
+            if threading.get_ident() == session.training_thread:
                 session.activity()
             batch = original(self)
             fetched(self, batch)

@@ -398,12 +398,12 @@ def install(session: Session, hooks: ImportHooks) -> None:
         optimizers.after(self)
 
     def pre_hook(self: Any, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or threading.get_ident() != session.main_thread:
+        if torch.compiler.is_compiling() or threading.get_ident() != session.training_thread:
             return None
         return step_begins(self, args, kwargs)
 
     def post_hook(self: Any, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling() and threading.get_ident() == session.main_thread:
+        if not torch.compiler.is_compiling() and threading.get_ident() == session.training_thread:
             step_ended(self, args, kwargs)
 
     register_optimizer_step_pre_hook(pre_hook)

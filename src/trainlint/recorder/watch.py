@@ -31,7 +31,7 @@ class Session:
         self.backwards = 0
         self.batches = 0
         self.done = False
-        self.main_thread = threading.main_thread().ident
+        self.training_thread = threading.main_thread().ident
         #: Called once when the wanted steps were made, to write what is only known then.
         self.closers: list[Callable[[], None]] = []
         self._closed = False
@@ -85,7 +85,7 @@ class Session:
 
     def activity(self) -> None:
         """The program begins something new (a batch, a backward): park here when the watch is complete."""
-        if self.done and threading.get_ident() == self.main_thread:
+        if self.done and threading.get_ident() == self.training_thread:
             self.park("steps")
 
     def park(self, reason: str) -> None:
