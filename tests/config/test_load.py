@@ -243,3 +243,16 @@ def test_a_group_choice_of_hydra_is_no_key(tmp_path: Path) -> None:
     assert keys["trainer.accumulate"] == 4
     assert keys["model.size"] == 2
     assert not {"trainer", "model", "local"} & set(keys)
+
+
+def test_ten_megabytes_of_text_are_a_config(tmp_path: Path) -> None:
+    text = "prompt: " + "x" * 10_000_000 + "\nlr: 0.1\n"
+    assert load(tmp_path, text)["lr"].value == 0.1
+
+
+def test_ten_megabytes_of_entries_are_data(tmp_path: Path) -> None:
+    text = "".join(f"key{i}: {i}\n" for i in range(600_000))
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, text)
+    assert "more than 20,000 values" in error.value.message
+    assert "name the file" in error.value.hint
