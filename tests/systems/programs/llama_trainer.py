@@ -27,11 +27,14 @@ class ScheduleTwice(TrainerCallback):
 
 
 class CutOff(LlamaForCausalLM):
-    def forward(self, input_ids=None, labels=None, **kwargs):
+    def forward(self, input_ids=None, labels=None, num_items_in_batch=None, **kwargs):
         with torch.no_grad():
             hidden = self.model(input_ids=input_ids).last_hidden_state
         logits = self.lm_head(hidden)
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        targets = labels[:, 1:].flatten()
+        total = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
+        # The Trainer divides nothing for a model that takes **kwargs: the tokens of the whole window are its divisor.
+        loss = total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
         return {"loss": loss, "logits": logits}
 
 
