@@ -1,1 +1,1 @@
-""""""
+"""Doors for code that cannot be launched as a program."""

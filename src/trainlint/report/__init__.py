@@ -1,1 +1,1 @@
-""""""
+"""Renderers of the report model: they compute nothing."""

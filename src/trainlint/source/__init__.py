@@ -1,1 +1,1 @@
-""""""
+"""What the training source says, read with the syntax tree and never imported."""
