@@ -543,3 +543,14 @@ thread.join()
         tmp_path,
     )
     assert run.optimizers[0].steps == 3
+
+
+@pytest.mark.parametrize("version", ["99.0", "2.3.1", "0.4.post2"])
+def test_a_torch_that_is_not_known_is_noted_and_left_alone(tmp_path: Path, version: str) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(f"__version__ = {version!r}\n")
+    run = watch("import torch\nprint('went on with', torch.__version__)", tmp_path)
+    assert (tmp_path / "output").read_text() == f"went on with {version}\n"
+    noted = " ".join(p.error for p in run.problems)
+    assert "has no attribute" in noted or "No module named" in noted
+    assert ("older than 2.6" in noted) == (version != "99.0")
