@@ -65,7 +65,7 @@ def _root(
     "what it saw against the catalog of checks.\n\n"
     "trainlint check conf/config.yaml\n\n"
     "trainlint check -- python train.py --lr 3e-4\n\n"
-    "trainlint check config.yaml optimizer.lr=1e-4 -- torchrun train.py --config {config}",
+    "trainlint check config.yaml optimizer.lr=1.0e-4 -- torchrun train.py --config {config}",
     epilog="Exit status: 0 nothing at or above --fail-on, 1 findings, 2 the job could not be done.",
 )
 def check(

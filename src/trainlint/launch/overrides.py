@@ -48,7 +48,7 @@ def parse_override(text: str) -> Override:
     match = _KEY.match(text.removeprefix("--") if text.startswith("--") else text)
     if match is None or (match[3] is None and match[1] != "~"):
         raise LaunchError(
-            f"{text.partition('=')[0]!r} is not an override.", "Write overrides as key=value, e.g. training.lr=1e-4."
+            f"{text.partition('=')[0]!r} is not an override.", "Write overrides as key=value, e.g. training.lr=1.0e-4."
         )
     action = {"+": "add", "++": "force", "~": "delete", None: "set"}[match[1]]
     return Override(action, match[2], match[3] if match[3] is not None else "", text)
