@@ -135,18 +135,6 @@ class Progress(Protocol):
         """Something the user should know now."""
 
 
-class Silent:
-    """A :class:`Progress` that shows nothing."""
-
-    def phase(self, text: str) -> None: ...
-
-    def output(self, line: str) -> None: ...
-
-    def step(self, optimizer: int, index: int, wanted: int) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class Watched:
     """What came of a watch; the observations themselves are in ``run_dir/stream``."""

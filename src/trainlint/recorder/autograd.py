@@ -122,7 +122,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
     recorder: Recorder = session.recorder
 
     @recorder.quiet
-    def begins(tensors: Any, grad_tensors: Any, retain_graph: Any, create_graph: Any) -> tuple[int, set[int]] | None:
+    def begins(tensors: Any, grad_tensors: Any, retain_graph: Any, create_graph: Any) -> tuple[int, list[Any]] | None:
         if not session.backwards:
             session.training_thread = threading.get_ident()  # the thread that trains, which need not be the main one
         if threading.get_ident() != session.training_thread:
@@ -158,21 +158,22 @@ def install(session: Session, hooks: ImportHooks) -> None:
             recorder.later(seq, "value", loss.detach())
         return seq, bare()
 
-    def bare() -> set[int]:
+    def bare() -> list[Any]:
         """Parameters of the known optimizers that have no gradient."""
-        return {
-            id(p)
+        return [
+            p
             for watched in session.optimizers.watched.values()
             for group in watched.optimizer.param_groups
             for p in group["params"]
             if p.grad is None
-        }
+        ]
 
     @recorder.quiet
-    def ended(seq: int, before: set[int]) -> None:
+    def ended(seq: int, before: list[Any]) -> None:
         if threading.get_ident() != session.training_thread:
             return
-        recorder.emit("event_value", {"seq": seq, "new_gradients": len(before - bare()) if before else 0})
+        reached = {id(p) for p in before if p.grad is not None}  # two optimizers may hold one parameter
+        recorder.emit("event_value", {"seq": seq, "new_gradients": len(reached)})
         session.optimizers.probe()
         if not session.steps and session.backwards >= recorder.settings.backward_cap:
             session.park("backward-cap")

@@ -41,7 +41,6 @@ class ConfigAccess:
         #: Trackers whose reads cannot be seen (a strict parser made dataclasses of it).
         self.unfollowed: set[int] = set()
         self.files = _candidates(recorder)
-        self._texts: dict[str, tuple[float, str]] = {}
         self.released = False
 
     # -- recognising a file

@@ -21,7 +21,7 @@ import sysconfig
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -310,8 +310,3 @@ def line_of(frame: FrameType | None) -> dict[str, Any] | None:
         "line": frame.f_lineno,
         "function": getattr(code, "co_qualname", code.co_name),
     }
-
-
-def first(items: Iterable[Any]) -> Any:
-    """The first item or ``None``."""
-    return next(iter(items), None)

@@ -43,7 +43,6 @@ class Modules:
         self.gradient_seen: set[int] = set()
         self._emitted: dict[int, dict[str, Any]] = {}
         self._program_written = False
-        self._scanned = 0
         self._unregistered: dict[int, str] = {}
 
     def scan(self) -> None:
@@ -59,7 +58,6 @@ class Modules:
                 held = obj.__dict__.get("_modules") or {}
                 children.update(id(child) for child in held.values() if child is not None)
         self.roots = [m for m in found if id(m) not in children]
-        self._scanned += 1
         self._unregistered = unregistered(found, module)
         for root in self.roots:
             self._emit_root(root)

@@ -244,7 +244,7 @@ class Optimizers:
         watched.steps += 1
         watched.probe_after_backward = None
         if watched.steps <= 20:
-            for payload in second_moments(watched.number, optimizer, {id(p): n for n, p in parameters}):
+            for payload in second_moments(watched.number, optimizer):
                 self.recorder.emit("second_moment", payload)
         self.recorder.flush_later()
         self.session.stepped(watched.number)

@@ -12,7 +12,7 @@ from .modules import dtype_name
 TENSORS = 64
 
 
-def second_moments(number: int, optimizer: Any, known: dict[int, int]) -> Iterator[dict[str, Any]]:
+def second_moments(number: int, optimizer: Any) -> Iterator[dict[str, Any]]:
     """One ``SecondMoment`` payload per group whose ``exp_avg_sq`` is kept in float16 or bfloat16.
 
     The update of torch's Adam is ``m / (sqrt(v) + eps)``; fused kernels compute in float32 and round only what they

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from trainlint.report.card import CardView
@@ -225,8 +225,3 @@ def _counted(report: Report) -> str:
     ]
     words += [f"{n} {name}" for name, n in counts.items()]
     return ", ".join(words)
-
-
-def report_group(report: Report, console: Console, *, verbose: bool = False) -> Group:
-    """The report as one renderable (for embedding in another display)."""
-    return Group(*sections(report, Pen(console), verbose=verbose))
