@@ -35,7 +35,7 @@ _PLAIN = re.compile(r"[^.\[\]\"'\s]+")
 _SCALARS = (bool, int, float, str)
 
 _SECRET_WORDS = words(
-    """password passwd passphrase secret secrets token apikey credential credentials authorization bearer
+    """password passwd pwd passphrase secret secrets token apikey credential credentials authorization bearer
     privatekey accesskey secretkey authkey pat webhook"""
 )
 #: Names that end in ``token`` but name a vocabulary entry or a flag, not a credential.
