@@ -163,7 +163,7 @@ class Recorder:
         #: What is known of the run's length so far (``plan`` lines).
         self.plan: dict[str, Any] = {}
         self._busy = threading.local()
-        self._later: list[tuple[int, str, Any]] = []
+        self._later: list[tuple[int, Callable[[Any], dict[str, Any]], Any]] = []
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.stream.after_fork)
 
@@ -198,16 +198,20 @@ class Recorder:
 
         ``tensor`` is a detached 0-d tensor; on the CPU it is read at once.
         """
+        self.later_fields(seq, tensor, lambda value: {field: value})
+
+    def later_fields(self, seq: int, tensor: Any, fields: Callable[[Any], dict[str, Any]]) -> None:
+        """Like :meth:`later` for a 1-d tensor of numbers: ``fields`` makes the event's fields from its list."""
         if getattr(tensor, "is_cuda", False) or getattr(getattr(tensor, "device", None), "type", "cpu") != "cpu":
-            self._later.append((seq, field, tensor))
+            self._later.append((seq, fields, tensor))
         else:
-            self.emit("event_value", {"seq": seq, field: tensor.item()})
+            self.emit("event_value", {**fields(tensor.tolist()), "seq": seq})
 
     def flush_later(self) -> None:
-        """Read the postponed numbers, one device at a time."""
+        """Read the postponed numbers."""
         waiting, self._later = self._later, []
-        for seq, field, tensor in waiting:
-            self.emit("event_value", {"seq": seq, field: tensor.item()})
+        for seq, fields, tensor in waiting:
+            self.emit("event_value", {**fields(tensor.tolist()), "seq": seq})
 
     def mark(self, name: str, **fields: Any) -> None:
         """Tell the supervisor something."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import loss_inputs, loss_targets
 from .autograd import TAG
 from .core import Recorder
 from .modules import dtype_name
@@ -19,24 +23,32 @@ LOSSES = (
 ).split()
 
 
+#: Calls of one source line whose arguments are measured; later ones are only noted.
+MEASURED_CALLS = 64
+
+
 def install(session: Session, hooks: ImportHooks) -> None:
     import torch
 
     recorder: Recorder = session.recorder
     functional = torch.nn.functional
+    measured: Counter[Any] = Counter()
 
-    def make_for(name: str) -> Any:
+    def make_for(name: str, names: tuple[str, ...]) -> Any:
         @recorder.quiet
-        def called(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            tensors = [a for a in (*args[:3], *kwargs.values()) if isinstance(a, torch.Tensor)]
-            given = kwargs.get("input", args[0] if args else tensors[0])
-            target = kwargs.get("target", args[1] if len(args) > 1 else None)
-            reduction = kwargs.get("reduction", "mean")
+        def begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, str]:
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            # Positions are kept for losses whose first arguments have other names (``anchor``, ``x1`` ...).
+            given = arguments.get("input", args[0] if args else next(iter(arguments.values()), None))
+            target = arguments.get("target", args[1] if len(args) > 1 else None)
+            reduction = arguments.get("reduction", "mean")
+            options = options_of(arguments)
             fields: dict[str, Any] = {
                 "function": name,
                 "reduction": reduction,
                 "grad_enabled": torch.is_grad_enabled(),
                 "autocast": autocast_dtype(given),
+                "options": options,
             }
             if isinstance(given, torch.Tensor):
                 fields["input_shape"] = list(given.shape)
@@ -45,19 +57,44 @@ def install(session: Session, hooks: ImportHooks) -> None:
             if isinstance(target, torch.Tensor):
                 fields["target_shape"] = list(target.shape)
                 fields["target_dtype"] = dtype_name(target.dtype)
-            seq = recorder.event("loss", at=recorder.user_line(), **fields)
+            at = recorder.user_line()
+            seq = recorder.event("loss", at=at, **fields)
+            place = (at or {}).get("file"), (at or {}).get("line"), torch.is_grad_enabled()
+            measured[place] += 1
+            if measured[place] <= MEASURED_CALLS:
+                with torch.no_grad():
+                    for field, side in (("input", loss_inputs), ("target", loss_targets)):
+                        figures = side.look(name, given, target, options)
+                        if figures is not None:
+                            recorder.later_fields(seq, figures[0], _under(field, figures[1]))
+            return seq, str(reduction)
+
+        @recorder.quiet
+        def ended(seq: int, reduction: str, result: Any) -> None:
             if isinstance(result, torch.Tensor):
                 if result.grad_fn is not None:
                     metadata: Any = result.grad_fn.metadata
                     metadata[TAG] = (seq, reduction)
                 if result.numel() == 1:
-                    recorder.later(seq, "value", result.detach())
+                    recorder.later(seq, "value", result.detach().reshape(()))
+
+        @recorder.quiet
+        def raised(seq: int, error: BaseException) -> None:
+            recorder.emit("event_value", {"seq": seq, "raised": f"{type(error).__name__}: {error}"[:500]})
 
         def make(original: Any) -> Any:
             def loss(*args: Any, **kwargs: Any) -> Any:
-                result = original(*args, **kwargs)
-                if not torch.compiler.is_compiling():
-                    called(result, args, kwargs)
+                if torch.compiler.is_compiling():
+                    return original(*args, **kwargs)
+                begun = begins(args, kwargs)
+                try:
+                    result = original(*args, **kwargs)
+                except Exception as error:
+                    if begun is not None:
+                        raised(begun[0], error)
+                    raise
+                if begun is not None:
+                    ended(*begun, result)
                 return result
 
             return loss
@@ -65,7 +102,32 @@ def install(session: Session, hooks: ImportHooks) -> None:
         return make
 
     for name in LOSSES:
-        wrap(functional, name, make_for(name))
+        wrap(functional, name, make_for(name, argument_names(getattr(functional, name, None))))
+
+
+def argument_names(function: Any) -> tuple[str, ...]:
+    """Names of a function's parameters in order."""
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return ()
+
+
+def options_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that change what a loss computes; a tensor (``weight``) as its number of elements."""
+    out: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in ("input", "target", "reduction", "size_average", "reduce") or value is None:
+            continue
+        if name in ("weight", "pos_weight") and hasattr(value, "numel"):
+            out[name] = int(value.numel())
+        elif isinstance(value, (bool, int, float, str)):
+            out[name] = value
+    return out
+
+
+def _under(field: str, build: Callable[[list[float]], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    return lambda values: {field: build(values)}
 
 
 def autocast_dtype(tensor: Any) -> str | None:

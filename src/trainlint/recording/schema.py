@@ -432,6 +432,60 @@ class AutocastEntered:
 
 
 @dataclass(frozen=True)
+class LossInput:
+    """The prediction side of a loss call, measured on a sample of its rows (a row: one position's classes).
+
+    For losses without a class dimension a row is one element, and the figures over classes are ``None``.
+    """
+
+    #: Rows that were looked at.
+    rows: int = 0
+    #: Size of the class dimension.
+    classes: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    mean: float | None = None
+    #: Smallest and largest sum over the classes of a row (1 and 1: probabilities).
+    row_sum_min: float | None = None
+    row_sum_max: float | None = None
+    #: Smallest and largest log-sum-exp over the classes of a row (0 and 0: log-probabilities).
+    row_logsumexp_min: float | None = None
+    row_logsumexp_max: float | None = None
+    #: Share of the elements within 1e-6 of 0 or of 1.
+    saturated: float | None = None
+    finite: bool | None = None
+    #: The operation that made it, from the autograd graph, looking through views and casts: ``softmax``,
+    #: ``log_softmax``, ``sigmoid`` ...; empty when it was none of the known ones.
+    made_by: str = ""
+
+
+@dataclass(frozen=True)
+class LossTarget:
+    """The target side of a loss call, over all of its positions unless ``sampled``."""
+
+    #: Positions that have a target (elements of an index target; rows of a target with classes).
+    positions: int = 0
+    sampled: bool = False
+    #: Positions whose target is the ignore_index in effect.
+    ignored: int | None = None
+    #: Of the positions that are not ignored.
+    minimum: float | None = None
+    maximum: float | None = None
+    #: Every value is a whole number.
+    integral: bool | None = None
+    #: Index targets outside [0, classes) that are not ignored.
+    out_of_range: int | None = None
+    #: Soft targets: smallest and largest sum over the classes.
+    row_sum_min: float | None = None
+    row_sum_max: float | None = None
+    #: Elements above one half, for losses on probabilities.
+    positives: int | None = None
+    #: Samples (rows of the first dimension), and those of which every position is ignored.
+    samples: int | None = None
+    empty_samples: int | None = None
+
+
+@dataclass(frozen=True)
 class LossCall:
     """A call of a loss in torch.nn.functional (modules call these too)."""
 
@@ -448,6 +502,13 @@ class LossCall:
     input_requires_grad: bool = True
     autocast: str | None = None
     value: float | None = None
+    #: Arguments that change what is computed: ``ignore_index``, ``label_smoothing``, ``weight`` and ``pos_weight``
+    #: (their number of elements), ``log_target`` ...; only those that were in effect.
+    options: Mapping[str, Value] = field(default_factory=dict)
+    input: LossInput | None = None
+    target: LossTarget | None = None
+    #: Exception type and text when the loss refused its arguments.
+    raised: str | None = None
     at: SourceLine | None = None
 
 
@@ -738,6 +799,39 @@ class SecondMoment:
     step_ratio: float | None = None
 
 
+# --------------------------------------------------------------------------------------------- epoch boundary
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What was seen after the first watched steps, when the training loader was made to run dry early.
+
+    The program then passes the end of its epoch (schedulers, evaluation, callbacks) and begins the next one within
+    seconds. Everything in here happened after everything in the recording it is part of; ``seq`` goes on counting.
+    How *many* steps, batches or samples an epoch has in here is trainlint's doing and proves nothing.
+    """
+
+    #: ``crossed`` (training went on after it), ``ended`` (the program came to its end), ``failed`` (it raised),
+    #: ``timeout`` (it took longer than it may), ``left-out`` (not tried).
+    outcome: str = "left-out"
+    #: Why it was left out, or how it ended.
+    reason: str = ""
+    #: The training loader that was ended early, the batches it had delivered in that epoch and its length.
+    loader: int | None = None
+    batches_delivered: int | None = None
+    batches_meant: int | None = None
+    duration_s: float | None = None
+    #: As in :class:`Recording`, from the beginning of the boundary on; objects stand here as they were at its end.
+    roots: tuple[RootModule, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    optimizers: tuple[Optimizer, ...] = ()
+    schedulers: tuple[Scheduler, ...] = ()
+    loaders: tuple[Loader, ...] = ()
+    events: tuple[Event, ...] = ()
+    steps: tuple[StepMeasurement, ...] = ()
+    outsiders: Outsiders | None = None
+
+
 # --------------------------------------------------------------------------------------------- no harm
 
 
@@ -785,6 +879,7 @@ class Recording:
     steps: tuple[StepMeasurement, ...] = ()
     outsiders: Outsiders | None = None
     second_moments: tuple[SecondMoment, ...] = ()
+    boundary: Boundary | None = None
     prevented: tuple[Prevented, ...] = ()
     created_files: int = 0
     problems: tuple[Problem, ...] = ()
