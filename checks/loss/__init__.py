@@ -1,0 +1,1 @@
+"""Losses: what reaches them, and what they count."""
