@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from . import loss_inputs, loss_targets
 from .autograd import TAG
 from .core import Recorder
+from .loss_graph import outer_difference
 from .modules import dtype_name
-from .patching import ImportHooks, wrap
+from .patching import ImportHooks, around, wrap
 from .watch import Session
 
 #: Losses, and the reduction that holds when none is passed.
@@ -25,6 +28,8 @@ LOSSES = (
 
 #: Calls of one source line whose arguments are measured; later ones are only noted.
 MEASURED_CALLS = 64
+#: Backwards whose graph is searched for a difference that broadcast.
+SEARCHED_BACKWARDS = 16
 
 
 def install(session: Session, hooks: ImportHooks) -> None:
@@ -66,7 +71,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
                     for field, side in (("input", loss_inputs), ("target", loss_targets)):
                         figures = side.look(name, given, target, options)
                         if figures is not None:
-                            recorder.later_fields(seq, figures[0], _under(field, figures[1]))
+                            recorder.later_fields(seq, on_its_way(figures[0]), _under(field, figures[1]))
             return seq, str(reduction)
 
         @recorder.quiet
@@ -75,7 +80,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
                 if result.grad_fn is not None:
                     metadata: Any = result.grad_fn.metadata
                     metadata[TAG] = (seq, reduction)
-                if result.numel() == 1:
+                if result.numel() == 1 and loss_inputs.readable(result):
                     recorder.later(seq, "value", result.detach().reshape(()))
 
         @recorder.quiet
@@ -104,6 +109,22 @@ def install(session: Session, hooks: ImportHooks) -> None:
     for name in LOSSES:
         wrap(functional, name, make_for(name, argument_names(getattr(functional, name, None))))
 
+    searched: Counter[str] = Counter()
+
+    @recorder.quiet
+    def before_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        if torch.compiler.is_compiling() or searched["backwards"] >= SEARCHED_BACKWARDS:
+            return
+        searched["backwards"] += 1
+        loss: Any = tensors if isinstance(tensors, torch.Tensor) else next(iter(tensors), None)
+        if not loss_inputs.readable(loss) or loss.numel() != 1:
+            return
+        found = outer_difference(loss)
+        if found is not None:
+            recorder.event("outer_difference", at=recorder.user_line(), **asdict(found))
+
+    wrap(torch.autograd, "backward", around(before=before_backward))
+
 
 def argument_names(function: Any) -> tuple[str, ...]:
     """Names of a function's parameters in order."""
@@ -124,6 +145,42 @@ def options_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, (bool, int, float, str)):
             out[name] = value
     return out
+
+
+def on_its_way(figures: Any) -> Any:
+    """Figures on a GPU as something that is copied to the host now, in turn, and read later.
+
+    A target outside the classes ends in a device-side assert, after which nothing can be read from the device; what was
+    copied before the loss ran is on the host by then.
+    """
+    import torch
+
+    if not figures.is_cuda:
+        return figures
+    try:
+        return _OnItsWay(figures, torch)
+    except RuntimeError:
+        return figures
+
+
+class _OnItsWay:
+    """Looks like a tensor on its device to ``Recorder.later_fields``."""
+
+    is_cuda = True
+
+    def __init__(self, figures: Any, torch: Any) -> None:
+        self._host = torch.full(figures.shape, math.nan, dtype=figures.dtype, pin_memory=True)
+        self._host.copy_(figures, non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record(torch.cuda.current_stream(figures.device))
+
+    def tolist(self) -> list[float]:
+        try:
+            self._copied.synchronize()
+        except RuntimeError:
+            pass  # the device has failed since: the copy was made before
+        values: list[float] = self._host.tolist()
+        return values
 
 
 def _under(field: str, build: Callable[[list[float]], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:

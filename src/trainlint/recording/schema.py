@@ -182,6 +182,74 @@ class RateAssignment:
 
 
 @dataclass(frozen=True)
+class SourceBlock:
+    """A loop or a condition that calls stand under.
+
+    ``kind``: ``for``, ``while``, ``if``, ``else``, ``unless`` (what follows a conditional ``continue``, ``break`` or
+    ``return``), ``except``, ``accumulate`` (accelerate's context), ``step`` (one call of a hook by a trainer).
+    """
+
+    kind: str
+    line: int
+    #: The condition, or what a loop runs over, as it is written.
+    text: str = ""
+    #: The condition counts (``(i + 1) % n == 0``).
+    counts: bool = False
+
+
+@dataclass(frozen=True)
+class SourceObject:
+    """An object that the code makes or is given: an optimizer, a scheduler, a model, a part of one.
+
+    ``kind``: ``optimizer``, ``scheduler``, ``module``, ``scaler``. Numbers are unique in one trace.
+    """
+
+    number: int
+    kind: str
+    class_name: str = ""
+    #: As the code calls it (``self.optimizer``), for a part its name in the module that holds it.
+    name: str = ""
+    at: SourceLine | None = None
+    #: An optimizer: modules whose parameters it was given; a scheduler: its optimizer; a part: the module it is in.
+    of: tuple[int, ...] = ()
+    #: It was seen being made; otherwise it is one by its name only.
+    known: bool = True
+    details: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SourceCall:
+    """A call that matters to training.
+
+    ``what``: ``built``, ``forward``, ``loss``, ``backward``, ``step``, ``zero_grad``, ``scheduler_step``, ``clip``,
+    ``unscale``, ``scaler_step``, ``eval``, ``train``, ``replaced`` (a part of a module), ``grads`` (gradients read
+    or written by hand), ``opaque`` (something that cannot be read got hold of the objects ``on``).
+    """
+
+    what: str
+    at: SourceLine
+    #: Objects that it is made on.
+    on: tuple[int, ...] = ()
+    #: Indices of the blocks that it stands under, outermost first. Of two calls, the one whose path begins the other's
+    #: is always made when the other one is.
+    path: tuple[int, ...] = ()
+    details: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SourceTrace:
+    """What a script, or a function that none of the read code calls, does in the order in which it does it.
+
+    Calls of the project's own functions are followed into them.
+    """
+
+    entry: SourceLine
+    blocks: tuple[SourceBlock, ...] = ()
+    objects: tuple[SourceObject, ...] = ()
+    calls: tuple[SourceCall, ...] = ()
+
+
+@dataclass(frozen=True)
 class SourceFacts:
     """What the program's own source says, read with the syntax tree and without importing it."""
 
@@ -192,6 +260,8 @@ class SourceFacts:
     rate_reads: tuple[SourceLine, ...] | None = None
     #: Lines that call a method or function named ``step``; ``None`` when it was not looked up.
     step_calls: tuple[SourceLine, ...] | None = None
+    #: What the code does to models, optimizers and losses; ``None`` when it was not looked up.
+    traces: tuple[SourceTrace, ...] | None = None
 
 
 # --------------------------------------------------------------------------------------------- model
@@ -455,8 +525,19 @@ class LossInput:
     saturated: float | None = None
     finite: bool | None = None
     #: The operation that made it, from the autograd graph, looking through views and casts: ``softmax``,
-    #: ``log_softmax``, ``sigmoid`` ...; empty when it was none of the known ones.
+    #: ``log_softmax``, ``sigmoid``, ``logsigmoid``, ``log`` or ``exp`` of something else, ``linear`` (straight out of
+    #: a layer), ``relu``, ``tanh``; empty when it was none of the known ones.
     made_by: str = ""
+    #: The dimension that a softmax or log_softmax went over, where the tensor has kept its dimensions since.
+    made_over: int | None = None
+    #: Name of the graph's node that made it (``CompiledFunctionBackward``); empty when it hangs from no graph.
+    node: str = ""
+    #: Where a softmax or sigmoid made it and the loss applies its own (or wants logarithms): norm of the gradient
+    #: before that softmax or sigmoid, over the norm it would have without the fault.
+    gradient_kept: float | None = None
+    #: Of ``rows``, the probabilities on the wrong side of their target that a sigmoid rounded so close to 0 or 1 that
+    #: the gradient is lost.
+    vanished: int | None = None
 
 
 @dataclass(frozen=True)
@@ -480,9 +561,74 @@ class LossTarget:
     row_sum_max: float | None = None
     #: Elements above one half, for losses on probabilities.
     positives: int | None = None
-    #: Samples (rows of the first dimension), and those of which every position is ignored.
+    #: Samples (rows of the first dimension; ``None`` for classes in one dimension, which may be flattened rows), and
+    #: those of which every position is ignored.
     samples: int | None = None
     empty_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class TargetRows:
+    """The target of a loss as rows of positions (sequences), beside what the model was given at the same positions.
+
+    Looked at in the first calls of a source line. A flattened target has its rows back; positions run along ``length``.
+    """
+
+    rows: int = 0
+    length: int = 0
+    #: Positions whose target is the ignore_index in effect; rows in which that is every position, and of these rows
+    #: the ones that the input fills without padding.
+    ignored: int = 0
+    empty: int = 0
+    empty_full: int | None = None
+    #: The target has one number per position (a class); otherwise it is a vector or the loss a regression.
+    classes: bool = True
+    #: A tensor with these rows was found beside it, whose padding could be looked for.
+    beside: bool = False
+    #: Positions in the runs that fill rows up, as ``shown_by`` has them: ``input ids``, ``padding_idx``, or a tensor of
+    #: the batch by its name, with what it is (``mask``, ``lengths``, ``values``).
+    padding: int = 0
+    padding_kind: str = ""
+    shown_by: str = ""
+    #: A second tensor that shows the same padding: a mask, lengths, the padding_idx of an embedding.
+    confirmed_by: str = ""
+    left: bool = False
+    #: Shortest and longest run of a row, and rows with a run of two or more.
+    padding_min: int = 0
+    padding_max: int = 0
+    padded_rows: int = 0
+    #: Of the padding, positions that are not ignored and all have one and the same target, and that target (``None``
+    #: for vectors).
+    padding_supervised: int = 0
+    padding_target: float | None = None
+    #: The loss weighs that class with 0.
+    padding_weightless: bool = False
+    #: Positions compared with the ids that the model was given, and the share of them whose target is the id at the
+    #: same position, one and two positions later.
+    compared: int = 0
+    same: tuple[float, ...] = ()
+    #: The ids are those that an embedding looked up, not merely a tensor of the batch.
+    embedded: bool = False
+    #: Rows whose last token that counts (by a mask) is the very token that pads, and of these the rows in which the
+    #: position that should predict it is ignored.
+    ends: int = 0
+    ends_ignored: int = 0
+    end_token: int | None = None
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """What backward sent to a loss: how much of it is in what was optimized, loss scale and divisions included."""
+
+    #: Sum over the elements of the loss: for a reduced loss the factor it has in backward's tensor.
+    total: float = 0.0
+    #: For an unreduced loss: elements, those with a gradient that is not 0, the smallest and largest size of these.
+    elements: int = 1
+    nonzero: int | None = None
+    smallest: float | None = None
+    largest: float | None = None
+    #: Elements at padding (see :class:`TargetRows`) whose gradient is not 0.
+    padding_nonzero: int | None = None
 
 
 @dataclass(frozen=True)
@@ -507,8 +653,29 @@ class LossCall:
     options: Mapping[str, Value] = field(default_factory=dict)
     input: LossInput | None = None
     target: LossTarget | None = None
+    rows: TargetRows | None = None
+    #: ``None``: no backward came back to it.
+    gradient: LossGradient | None = None
     #: Exception type and text when the loss refused its arguments.
     raised: str | None = None
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class OuterDifference:
+    """The next backward's tensor is made of all differences of two vectors (``((pred - y) ** 2).mean()`` broadcast)."""
+
+    kind: ClassVar[str] = "outer_difference"
+    seq: int
+    time_s: float
+    #: Shape of the operand that is in the graph, and of the difference: ``d[i, j] = a[i] - b[j]``, proven by values.
+    operand_shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    #: ``square`` or ``absolute``; then ``mean`` or ``sum``.
+    power: str = "square"
+    reduction: str = "mean"
+    #: Nothing else is part of the tensor given to backward.
+    alone: bool = True
     at: SourceLine | None = None
 
 
@@ -535,6 +702,8 @@ class Backward:
     micro_loss: float | None = None
     divided_by: float | None = None
     micro_loss_reduction: str | None = None
+    #: ``seq`` of the LossCall that ``divided_by`` and ``micro_loss_reduction`` speak of.
+    loss_call: int | None = None
     #: Line of the user's code that computed the loss, when it differs from ``at``.
     at: SourceLine | None = None
     retain_graph: bool = False
@@ -542,6 +711,19 @@ class Backward:
     new_gradients: int | None = None
     #: Norm of all gradients right after this backward (only when it is the last before a step: see GradientAtStep).
     gradient_norm: float | None = None
+    #: Gradients were switched on where it was called; the tensor comes from ``inference_mode``.
+    grad_enabled: bool = True
+    inference: bool = False
+    #: Its graph leads to a trainable parameter; ``None``: not known (the graph is too large, or runs through
+    #: ``hidden``, a custom autograd function whose backward may run a graph of its own).
+    reaches_parameters: bool | None = None
+    hidden: str = ""
+    #: Where no parameter was found: tensors that the graph ends in, and parameters whose gradient it changed all the
+    #: same.
+    leaves: int | None = None
+    gradients_changed: int | None = None
+    #: Exception type and text when it raised.
+    raised: str | None = None
 
 
 @dataclass(frozen=True)
@@ -568,6 +750,8 @@ class Clip:
     threshold: float
     parameters: tuple[int, ...] = ()
     n_tensors: int = 0
+    #: How many of them had a gradient.
+    with_gradient: int | None = None
     total_norm: float | None = None
     #: Gradients were still multiplied by a loss scale other than 1.
     scaled: bool = False
@@ -694,6 +878,7 @@ Event = Union[
     Forward,
     AutocastEntered,
     LossCall,
+    OuterDifference,
     Backward,
     ZeroGrad,
     Clip,
@@ -714,6 +899,7 @@ EVENT_TYPES: Mapping[str, type] = {
         Forward,
         AutocastEntered,
         LossCall,
+        OuterDifference,
         Backward,
         ZeroGrad,
         Clip,
@@ -729,6 +915,22 @@ EVENT_TYPES: Mapping[str, type] = {
 
 
 # --------------------------------------------------------------------------------------------- measurements
+
+
+@dataclass(frozen=True)
+class CarriedGradients:
+    """Gradients that a step used and the next step used again: nothing cleared them, and backward added to them.
+
+    Measured on a sample of the tensors concerned, in the units that backward left them in.
+    """
+
+    #: Of the sampled tensors those for which this is proven; empty: looked, and there was none.
+    parameters: tuple[int, ...] = ()
+    #: Tensors of the optimizer that were, at the first backward, just as the last step had left them.
+    found: int = 0
+    #: Norm of what the steps before had left, and of what the backwards since then have added.
+    norm: float = 0.0
+    own_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -758,6 +960,12 @@ class StepMeasurement:
     gradient_norm_total: float | None = None
     #: Norm of this optimizer's gradients right after the last backward before the step (before clip and rescaling).
     gradient_norm_after_backward: float | None = None
+    #: Several backwards led to this step: their ``seq``, and the dot products of what each of them added to the
+    #: gradients, on one sample of elements. The last row and column are those of the gradient that the step used.
+    share_backwards: tuple[int, ...] = ()
+    share_products: tuple[tuple[float, ...], ...] = ()
+    #: ``None`` before the second step, or when it could not be told.
+    carried: CarriedGradients | None = None
     duration_s: float | None = None
     peak_memory_bytes: int | None = None
 
