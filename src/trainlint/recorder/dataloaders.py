@@ -104,6 +104,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
             return
         session.batches += 1
         tensor = first_tensor(batch)
+        session.inputs.fetched(batch)
         recorder.event(
             "batch",
             at=recorder.user_line(),
@@ -164,6 +165,7 @@ class ForwardHook:
         tensor = first_tensor(list(args)) if args else None
         if tensor is None:
             tensor = first_tensor(dict(kwargs))
+        self.session.inputs.fetched({**dict(enumerate(args)), **kwargs})
         self.recorder.event(
             "forward",
             at=self.recorder.user_line(),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from . import loss_inputs, loss_targets
+from . import loss_gradients, loss_inputs, loss_rows, loss_targets
 from .autograd import TAG
 from .core import Recorder
 from .loss_graph import outer_difference
@@ -28,6 +28,8 @@ LOSSES = (
 
 #: Calls of one source line whose arguments are measured; later ones are only noted.
 MEASURED_CALLS = 64
+#: Calls of one source line whose targets are laid beside the inputs, on the host.
+ROWS_CALLS = 6
 #: Backwards whose graph is searched for a difference that broadcast.
 SEARCHED_BACKWARDS = 16
 
@@ -41,7 +43,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     def make_for(name: str, names: tuple[str, ...]) -> Any:
         @recorder.quiet
-        def begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, str]:
+        def begins(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, str, Any]:
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             # Positions are kept for losses whose first arguments have other names (``anchor``, ``x1`` ...).
             given = arguments.get("input", args[0] if args else next(iter(arguments.values()), None))
@@ -64,6 +66,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
                 fields["target_dtype"] = dtype_name(target.dtype)
             at = recorder.user_line()
             seq = recorder.event("loss", at=at, **fields)
+            padding = None
             place = (at or {}).get("file"), (at or {}).get("line"), torch.is_grad_enabled()
             measured[place] += 1
             if measured[place] <= MEASURED_CALLS:
@@ -72,11 +75,14 @@ def install(session: Session, hooks: ImportHooks) -> None:
                         figures = side.look(name, given, target, options)
                         if figures is not None:
                             recorder.later_fields(seq, on_its_way(figures[0]), _under(field, figures[1]))
-            return seq, str(reduction)
+                    if measured[place] <= ROWS_CALLS:
+                        padding = rows(seq, name, given, target, options, arguments.get("weight"))
+            return seq, str(reduction), padding
 
         @recorder.quiet
-        def ended(seq: int, reduction: str, result: Any) -> None:
+        def ended(seq: int, reduction: str, padding: Any, result: Any) -> None:
             if isinstance(result, torch.Tensor):
+                loss_gradients.watch(recorder, seq, result, padding)
                 if result.grad_fn is not None:
                     metadata: Any = result.grad_fn.metadata
                     metadata[TAG] = (seq, reduction)
@@ -105,6 +111,18 @@ def install(session: Session, hooks: ImportHooks) -> None:
             return loss
 
         return make
+
+    def rows(seq: int, name: str, given: Any, target: Any, options: Mapping[str, Any], weight: Any) -> Any:
+        """Lay a target's rows beside the model's inputs; returns where the target has padding, when it is known."""
+        try:
+            found = loss_rows.look(name, given, target, options, weight, session.inputs)
+        except Exception as error:
+            recorder.problem("the rows of a target", error)
+            return None
+        if found is None:
+            return None
+        recorder.emit("event_value", {"seq": seq, "rows": found[0]})
+        return found[1]
 
     for name in LOSSES:
         wrap(functional, name, make_for(name, argument_names(getattr(functional, name, None))))

@@ -39,6 +39,8 @@ class Session:
         self.modules: Any = None
         self.optimizers: Any = None
         self.schedulers: Any = None
+        #: ``batches.Inputs``: what the model was given lately.
+        self.inputs: Any = None
         #: Path of the last checkpoint file that was read.
         self.last_loaded: str | None = None
         #: Scale that a GradScaler put on the losses since its last update, and whether it was taken off again.
