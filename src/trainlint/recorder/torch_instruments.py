@@ -11,7 +11,18 @@ from .core import Recorder
 from .patching import ImportHooks
 
 #: Instrument modules of this package; each has ``install(session, hooks)``.
-PARTS = ("modules", "optimizers", "autograd", "batches", "losses", "schedulers", "dataloaders", "clipping", "amp", "checkpoints")
+PARTS = (
+    "modules",
+    "optimizers",
+    "autograd",
+    "batches",
+    "losses",
+    "schedulers",
+    "dataloaders",
+    "clipping",
+    "amp",
+    "checkpoints",
+)
 
 OLDEST = (2, 6)
 
