@@ -15,6 +15,7 @@ from trainlint.recording.describe import (
     trainable_weights,
     uses,
 )
+from trainlint.recording.membership import held_by, stale_optimizers, unheld_parameters
 from trainlint.recording.schema import Optimizer, Parameter, RootModule
 
 
@@ -35,7 +36,8 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
     Every module that was alive at the first step is listed with its trainable parameters, every optimizer with the
     tensors in its groups; they are compared by identity, never by name. A parameter is reported only when all of
     this was seen: it is trainable, no optimizer (stepped or not) holds it, a gradient arrived in it, and its value
-    was bit-identical from the first watched step to the last.
+    was bit-identical from the first watched step to the last. Where an optimizer still holds what the model had in
+    their place before, TL203 reports them instead.
 
     Parameters of a model that has others in an optimizer are an error. So is a layer kept in a plain list. When all
     of them came from a checkpoint and whole modules were left out, leaving them out may be a way to freeze them: a
@@ -65,17 +67,18 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
         raise NotObserved("no optimizer step was seen, so it cannot be told what moves; raise --timeout or --steps")
     parameters = {p.id: p for p in run.parameters}
     roots = {r.id: r for r in run.roots}
-    held = [parameters[i] for i in _held(run.optimizers) if i in parameters]
-    unheld = _unheld(run, parameters)
+    held = [parameters[i] for i in held_by(run) if i in parameters]
+    unheld = unheld_parameters(run)
     idle = _nothing_to_train(run, held, unheld)
     if idle is not None:
         yield idle
         return
+    # What an optimizer holds outdated twins of is TL203's story.
+    replaced = {p.id for stale in stale_optimizers(run) for p in stale.own}
+    unheld = [p for p in unheld if p.id not in replaced]
     trained = {p.root for p in held if p.root is not None}
     orphans = [p for p in held if p.root is None]
     if not trained:
-        if orphans and unheld and not any(p.gradient_seen for p in orphans):
-            yield _stale(run, unheld, orphans)
         return
     yield from _of_trained_roots(run, [p for p in unheld if p.root in trained], orphans)
     others = [roots[i] for i in dict.fromkeys(p.root for p in unheld) if i in roots and i not in trained]
@@ -85,29 +88,6 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
     for root in others:
         if root not in listed:
             yield from _of_other_root(run, root, [p for p in unheld if p.root == root.id], held)
-
-
-def _held(optimizers: Sequence[Optimizer]) -> dict[int, None]:
-    return dict.fromkeys(i for o in optimizers for g in o.groups for i in g.parameters)
-
-
-def _unheld(run: Recording, parameters: dict[int, Parameter]) -> list[Parameter]:
-    """Trainable, held by nobody, with a gradient, and proven not to move."""
-    held = _held(run.optimizers)
-    if run.outsiders is None:
-        return []
-    norms = dict(zip(run.outsiders.parameters, run.outsiders.gradient_norm, strict=False))
-    moved = dict(zip(run.outsiders.parameters, run.outsiders.moved, strict=False))
-    out = []
-    for i in run.outsiders.parameters:
-        p = parameters.get(i)
-        # Without a module it is an activation or a copy, not a parameter of the model.
-        if p is None or p.root is None or i in held or p.numel == 0:
-            continue
-        frozen = not p.requires_grad or p.requires_grad_later is False
-        if not frozen and norms.get(i) and moved.get(i) is False:
-            out.append(p)
-    return out
 
 
 def _nothing_to_train(run: Recording, held: Sequence[Parameter], unheld: Sequence[Parameter]) -> Finding | None:
@@ -148,23 +128,6 @@ def _moved_any(run: Recording, optimizer: Optimizer) -> bool | None:
     return any(c is not None and c > 0 for m in seen for c in m.changed)
 
 
-def _stale(run: Recording, unheld: Sequence[Parameter], orphans: Sequence[Parameter]) -> Finding:
-    optimizer = next(o for o in run.optimizers if any(g.parameters for g in o.groups))
-    groups = by_module(unheld, run.parameters)
-    return Finding(
-        f"{name_optimizer(optimizer)} holds {plural(len(orphans), 'tensor')} that belong to no module "
-        "and get no gradient; "
-        f"none of the model's parameters is in it. Gradients arrive in {lines_of(groups, _weights(run, unheld))}, and "
-        f"nothing moved in {plural(optimizer.steps, 'step')}: the optimizer was built over tensors that were replaced "
-        "later.",
-        at=optimizer.at,
-        evidence={"orphans": len(orphans), "unheld": len(unheld), "steps": optimizer.steps},
-        fix="Build the optimizer after the model is in its final form (wrapped, materialised, head replaced), from "
-        "that model's parameters().",
-        about="stale",
-    )
-
-
 def _of_trained_roots(run: Recording, unheld: Sequence[Parameter], orphans: Sequence[Parameter]) -> Iterator[Finding]:
     """Parameters of a model that has others in an optimizer."""
     # Master copies: the optimizer holds a float32 twin of the same shape, and rounding may hide its copying back.
@@ -179,19 +142,19 @@ def _of_trained_roots(run: Recording, unheld: Sequence[Parameter], orphans: Sequ
         return
     loaded = [p for p in rest if p.origin != "fresh"]
     whole = _whole_modules(run, loaded) if len(loaded) == len(rest) else False
-    yield _finding(run, rest, intended=whole, orphans=orphans)
+    yield _finding(run, rest, intended=whole)
 
 
 def _whole_modules(run: Recording, unheld: Sequence[Parameter]) -> bool:
     """Whether no single layer is split into held and unheld tensors."""
-    held = set(_held(run.optimizers))
+    held = set(held_by(run))
     owners = {(p.root, p.name.rpartition(".")[0]) for p in unheld}
     return not any(p.id in held and (p.root, p.name.rpartition(".")[0]) in owners for p in run.parameters)
 
 
 def _in_lists(run: Recording, roots: Sequence[RootModule], unheld: Sequence[Parameter]) -> Finding:
     """Layers in plain lists, tuples or dicts, which ``parameters()`` does not find."""
-    held = _held(run.optimizers)
+    held = held_by(run)
     optimizer = max(run.optimizers, key=lambda o: o.steps)
     norms = dict(zip(run.outsiders.parameters, run.outsiders.gradient_norm, strict=False)) if run.outsiders else {}
     largest = max(unheld, key=lambda p: norms.get(p.id) or 0.0)
@@ -239,13 +202,12 @@ def _finding(
     unheld: Sequence[Parameter],
     *,
     intended: bool = False,
-    orphans: Sequence[Parameter] = (),
     separate: RootModule | None = None,
 ) -> Finding:
     roots = {r.id: r.class_name for r in run.roots}
     first_root = unheld[0].root
     model = roots.get(first_root, "the model") if first_root is not None else "the model"
-    held = _held(run.optimizers)
+    held = held_by(run)
     candidates = [p for p in run.parameters if p.requires_grad]
     groups = by_module(unheld, candidates)
     total = _weights(run, unheld)
@@ -285,13 +247,6 @@ def _finding(
         )
     else:
         message = f"No optimizer holds these trainable parameters of {model}: {text}. {proof}"
-        lost = [p for p in orphans if not p.gradient_seen]
-        if lost:
-            message += (
-                f" It also holds {plural(len(lost), 'tensor')} that belong to no module and get no gradient (shape "
-                f"{lost[0].shape}): it was built before these were replaced."
-            )
-            evidence["orphans"] = len(lost)
     return Finding(
         message,
         at=ParameterName(groups[0].pattern),

@@ -15,6 +15,7 @@ from trainlint.recording.describe import (
     trainable_weights,
 )
 from trainlint.recording.intervals import Timeline
+from trainlint.recording.membership import stale_optimizers
 from trainlint.recording.schema import Optimizer, Parameter
 
 #: Steps that are needed before "never" means anything: late heads and alternating branches get their gradient later.
@@ -68,10 +69,13 @@ def params_without_gradient(run: Recording) -> Iterator[Finding]:
         raise NotObserved(f"fewer than {_STEPS} optimizer steps were measured; raise --steps or --timeout")
     parameters = {p.id: p for p in run.parameters}
     partly = _sometimes(timeline)
+    # Tensors of a module that another has replaced are TL203's story.
+    outdated = {p.id for stale in stale_optimizers(run) for p in stale.held}
     for optimizer in run.optimizers:
         if measured[optimizer.id] < _STEPS:
             continue
         silent, live = _split(optimizer, timeline, parameters)
+        silent = [p for p in silent if p.id not in outdated]
         if not silent or not live:
             continue  # no gradient anywhere: the loop is at fault, not a module
         candidates = [*silent, *live]
