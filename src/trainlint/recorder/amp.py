@@ -53,7 +53,9 @@ def install(session: Session, hooks: ImportHooks) -> None:
     @recorder.quiet
     def after_unscale(result: Any, token: Any, self: Any, optimizer: Any) -> None:
         session.unscaled = True
-        event("unscale", self, optimizer=recorder.optimizers.get(inner_optimizer(optimizer)))
+        watched = session.optimizers.of(inner_optimizer(optimizer))
+        watched.unscaled = True
+        event("unscale", self, optimizer=watched.number)
 
     @recorder.quiet
     def before_step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,6 +77,8 @@ def install(session: Session, hooks: ImportHooks) -> None:
     def after_update(result: Any, token: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         session.loss_scale = None
         session.unscaled = False
+        for watched in session.optimizers.watched.values():
+            watched.unscaled = False
         event("update", self)
 
     scaler = torch.amp.GradScaler

@@ -120,6 +120,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
     import torch
 
     recorder: Recorder = session.recorder
+    running = threading.local()
 
     @recorder.quiet
     def begins(tensors: Any, grad_tensors: Any, retain_graph: Any, create_graph: Any) -> tuple[int, list[Any]] | None:
@@ -151,11 +152,13 @@ def install(session: Session, hooks: ImportHooks) -> None:
             found = ancestry(loss)
             scale = session.loss_scale or 1.0
             fields["micro_loss_reduction"] = found.reduction
+            fields["loss_call"] = found.loss
             if found.divided_by is not None:
                 fields["divided_by"] = found.divided_by * scale
         seq = recorder.event("backward", at=recorder.user_line(), **fields)
         if loss.numel() == 1:
             recorder.later(seq, "value", loss.detach())
+        session.optimizers.backward_begins()
         return seq, bare()
 
     def bare() -> list[Any]:
@@ -174,7 +177,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
             return
         reached = {id(p) for p in before if p.grad is not None}  # two optimizers may hold one parameter
         recorder.emit("event_value", {"seq": seq, "new_gradients": len(reached)})
-        session.optimizers.probe()
+        session.optimizers.backward_ended(seq)
         if not session.steps and session.backwards >= recorder.settings.backward_cap:
             session.park("backward-cap")
 
@@ -187,11 +190,16 @@ def install(session: Session, hooks: ImportHooks) -> None:
             *a: Any,
             **k: Any,
         ) -> Any:
-            if torch.compiler.is_compiling():
+            # Reentrant checkpointing calls backward inside backward: that is not another one of the program's.
+            if torch.compiler.is_compiling() or getattr(running, "inside", False):
                 return original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
             session.activity()
             begun = begins(tensors, grad_tensors, retain_graph, create_graph)
-            result = original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
+            running.inside = True
+            try:
+                result = original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
+            finally:
+                running.inside = False
             if begun is not None:
                 ended(*begun)
             return result

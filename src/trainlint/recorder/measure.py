@@ -22,21 +22,24 @@ def local(tensor: Any) -> Any:
     return (tensor if shard is None else shard).detach()
 
 
-def sample_view(tensor: Any) -> Any | None:
-    """A strided view of at most about ``SAMPLE`` elements spread over the tensor; ``None`` when there is none."""
+def stride_of(n: int, most: int) -> tuple[int, int]:
+    """The stride, and the number of elements, of a sample of at most about ``most`` out of ``n``."""
+    stride = max(1, n // most)
+    # An odd stride does not fall into step with power-of-two rows, which would sample a few columns only.
+    if stride > 1 and stride % 2 == 0:
+        stride -= 1
+    return stride, min((n + stride - 1) // stride, 2 * most)
+
+
+def sample_view(tensor: Any, most: int = SAMPLE) -> Any | None:
+    """A strided view of at most about ``most`` elements spread over the tensor; ``None`` when there is none."""
     import torch
 
     tensor = local(tensor)
     n = tensor.numel()
     if n == 0 or tensor.layout != torch.strided or tensor.device.type == "meta":
         return None
-    stride = max(1, n // SAMPLE)
-    # An odd stride does not fall into step with power-of-two rows, which would sample a few columns only.
-    if stride > 1 and stride % 2 == 0:
-        stride -= 1
-    count = (n + stride - 1) // stride
-    if count > 2 * SAMPLE:
-        count = 2 * SAMPLE
+    stride, count = stride_of(n, most)
     if dense(tensor):
         return torch.as_strided(tensor, (count,), (stride,), tensor.storage_offset())
     return tensor.reshape(-1)[::stride][:count] if n <= 64 * SAMPLE else None
@@ -91,7 +94,7 @@ class Samples:
         """L2 norm per tensor, scaled up from the sample."""
         out: dict[int, float] = {}
         for numbers, sizes, flat in self.groups:
-            squares = _segment_sums(_square(flat), sizes)
+            squares = segment_sums(_square(flat), sizes)
             for n, size, square in zip(numbers, sizes, squares, strict=True):
                 out[n] = math.sqrt(square * numels[n] / size) if square == square and square >= 0 else float("nan")
         return out
@@ -103,8 +106,8 @@ class Samples:
         for (numbers, sizes, old), (numbers2, sizes2, new) in zip(self.groups, after.groups, strict=True):
             if numbers != numbers2 or sizes != sizes2:
                 continue
-            differs = _segment_sums(_differs(old, new), sizes)
-            squares = _segment_sums(_square(new.float() - old.float() if not old.is_complex() else new - old), sizes)
+            differs = segment_sums(_differs(old, new), sizes)
+            squares = segment_sums(_square(new.float() - old.float() if not old.is_complex() else new - old), sizes)
             for n, size, square, count in zip(numbers, sizes, squares, differs, strict=True):
                 ok = square == square and square >= 0
                 norms[n] = math.sqrt(square * numels[n] / size) if ok else float("nan")
@@ -117,8 +120,13 @@ def _square(flat: Any) -> Any:
 
     if flat.is_complex():
         flat = torch.view_as_real(flat).flatten()
-    wide = flat.double() if flat.device.type != "mps" else flat.float()
-    return wide * wide
+    flat = wide(flat)
+    return flat * flat
+
+
+def wide(tensor: Any) -> Any:
+    """In the widest floating type that the device has."""
+    return tensor.double() if tensor.device.type != "mps" else tensor.float()
 
 
 def _differs(old: Any, new: Any) -> Any:
@@ -131,7 +139,8 @@ def _differs(old: Any, new: Any) -> Any:
     return (old.view(dtype) != new.view(dtype)).float()
 
 
-def _segment_sums(values: Any, sizes: list[int]) -> list[float]:
+def segment_sums(values: Any, sizes: list[int]) -> list[float]:
+    """Sums of consecutive stretches of a flat tensor."""
     import torch
 
     if values.numel() != sum(sizes):  # complex numbers were unfolded
@@ -172,22 +181,3 @@ def gradient_norms(tensors: list[tuple[int, Any]]) -> dict[int, float | None]:
         for (number, _), value in zip(items, torch.stack(norms).tolist(), strict=True):
             out[number] = float(value)
     return out
-
-
-def sampled_gradient_norm(parameters: list[Any]) -> float | None:
-    """Norm of a small sample of the gradients: cheap enough for every backward, only ever compared with itself."""
-    import torch
-
-    views = []
-    for parameter in parameters:
-        if parameter.grad is None or parameter.grad.layout != torch.strided:
-            continue
-        view = sample_view(parameter.grad)
-        if view is not None and not view.is_complex():
-            views.append(view[:256].float())
-    if not views:
-        return None
-    devices = {v.device for v in views}
-    if len(devices) > 1:
-        views = [v for v in views if v.device == views[0].device]
-    return float(torch.linalg.vector_norm(torch.cat(views)).item())

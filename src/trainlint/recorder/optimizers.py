@@ -10,11 +10,12 @@ from typing import Any
 
 from . import measure
 from .core import Recorder, scalar
+from .gradients import GradientTrace
 from .modules import dtype_name
 from .outsiders import Outsiders
 from .patching import ImportHooks, around, wrap
 from .second_moment import second_moments
-from .watch import Session
+from .watch import Session, world_size
 
 
 class OptimizerWatch:
@@ -33,9 +34,9 @@ class OptimizerWatch:
         self.loaded_from: str | None = None
         #: Parameters to be read in full at the next step because a sample of them stood still.
         self.suspects: set[int] = set()
-        #: A few parameters whose sampled gradient norm is followed from backward to step.
-        self.probes: list[Any] = []
-        self.probe_after_backward: float | None = None
+        self.trace = GradientTrace()
+        #: A GradScaler has taken its scale off these gradients since its last update.
+        self.unscaled = False
         self.closure_calls = 0
         self.inside: dict[str, Any] | None = None
         #: Samples of its parameters at the first backward, to tell whether something else moves them.
@@ -70,6 +71,13 @@ class Optimizers:
                     if number is not None:
                         held.add(number)
         return held
+
+    def scaled(self, numbers: list[int]) -> bool:
+        """Whether a GradScaler's scale is still on the gradients of these parameters."""
+        if self.session.loss_scale in (None, 1.0):
+            return False
+        holders = [w for w in self.watched.values() if any(n in w.trace.numbers for n in numbers)]
+        return any(not w.unscaled for w in holders) if holders else not self.session.unscaled
 
     def describe(self, watched: OptimizerWatch) -> None:
         """Write the optimizer as it stands now."""
@@ -118,16 +126,26 @@ class Optimizers:
             return dtype_name(parameter.dtype)
         return None
 
-    def probe(self) -> None:
-        """Right after a backward: keep the norm of a sample of each optimizer's gradients."""
+    def backward_begins(self) -> None:
         for watched in self.watched.values():
-            if not watched.probes:
-                self._choose_probes(watched)
+            if not watched.trace.began:
+                held = self._held(watched)
+                watched.trace.follow(held)
                 if not watched.steps:
-                    watched.at_first_backward = measure.Samples(self._held(watched))
-            norm = measure.sampled_gradient_norm(watched.probes)
-            if norm is not None:
-                watched.probe_after_backward = norm
+                    watched.at_first_backward = measure.Samples(held)
+            self._tracing(watched.trace.backward_begins)
+
+    def backward_ended(self, seq: int) -> None:
+        for watched in self.watched.values():
+            self._tracing(watched.trace.backward_ended, seq)
+
+    def _tracing(self, call: Callable[..., Any], *args: Any) -> Any:
+        """What cannot be traced costs no other measurement."""
+        try:
+            return call(*args)
+        except Exception as error:
+            self.recorder.problem(f"gradients: {call.__name__}", error)
+            return None
 
     def _held(self, watched: OptimizerWatch) -> list[tuple[int, Any]]:
         held = {self.recorder.parameters.of(p): p for g in watched.optimizer.param_groups for p in g["params"]}
@@ -142,11 +160,6 @@ class Optimizers:
             measure.Samples(held), {n: measure.local(p).numel() for n, p in held}
         )
         return any(share > 0 for share in changed.values())
-
-    def _choose_probes(self, watched: OptimizerWatch) -> None:
-        held = [p for g in watched.optimizer.param_groups for p in g["params"] if p.requires_grad]
-        held.sort(key=lambda p: -p.numel())
-        watched.probes = held[:8]
 
     # -- around a step
 
@@ -169,8 +182,7 @@ class Optimizers:
             "frozen": [n for n, p in parameters if not p.requires_grad],
         }
         if not closure:
-            inside["gradients"] = measure.gradient_norms(parameters)
-            inside["probe"] = measure.sampled_gradient_norm(watched.probes)
+            self._read_gradients(watched, inside)
         inside["samples"] = measure.Samples(parameters)
         inside["bits"] = {n: measure.bits(p) for n, p in parameters if n in watched.suspects}
         watched.closure_calls = 0
@@ -182,8 +194,12 @@ class Optimizers:
         watched.closure_calls += 1
         inside = watched.inside
         if inside is not None and inside["gradients"] is None:
-            inside["gradients"] = measure.gradient_norms(inside["parameters"])
-            inside["probe"] = measure.sampled_gradient_norm(watched.probes)
+            self._read_gradients(watched, inside)
+
+    def _read_gradients(self, watched: OptimizerWatch, inside: dict[str, Any]) -> None:
+        inside["gradients"] = measure.gradient_norms(inside["parameters"])
+        inside["total"] = _total(inside["gradients"].values())
+        inside["trace"] = self._tracing(watched.trace.at_step, inside["total"], world_size() > 1) or {}
 
     def after(self, optimizer: Any) -> None:
         watched = self.of(optimizer)
@@ -192,9 +208,9 @@ class Optimizers:
             return
         duration = time.perf_counter() - inside["time"]
         parameters = inside["parameters"]
+        if inside["gradients"] is None:
+            self._read_gradients(watched, inside)
         gradients = inside["gradients"]
-        if gradients is None:
-            gradients = measure.gradient_norms(parameters)
         numels = {n: measure.local(p).numel() for n, p in parameters}
         before: measure.Samples = inside["samples"]
         after = measure.Samples(parameters)
@@ -215,7 +231,6 @@ class Optimizers:
             duration_s=duration,
         )
         numbers = [n for n, _ in parameters]
-        total = _total(gradients.values())
         self.recorder.emit(
             "measure",
             {
@@ -229,8 +244,8 @@ class Optimizers:
                 "sampled": [sizes.get(n, 0) for n in numbers],
                 "unchanged_exact": exact,
                 "frozen": inside["frozen"],
-                "gradient_norm_total": total,
-                "gradient_norm_after_backward": _scaled(total, watched.probe_after_backward, inside.get("probe")),
+                "gradient_norm_total": inside["total"],
+                **inside["trace"],
                 "duration_s": duration,
                 "peak_memory_bytes": peak_memory(),
             },
@@ -242,7 +257,7 @@ class Optimizers:
         if watched.steps == 0:
             self._write_state(watched)
         watched.steps += 1
-        watched.probe_after_backward = None
+        self._tracing(watched.trace.step_ended, parameters)
         if watched.steps <= 20:
             for payload in second_moments(watched.number, optimizer):
                 self.recorder.emit("second_moment", payload)
@@ -319,13 +334,6 @@ def _scheduled(groups: list[dict[str, Any]]) -> list[float]:
 def _total(norms: Any) -> float | None:
     present = [n for n in norms if n is not None]
     return sum(n * n for n in present) ** 0.5 if present else None
-
-
-def _scaled(total: float | None, then: float | None, now: float | None) -> float | None:
-    """The total norm as it was after the last backward, by the ratio that a sample of the gradients shows."""
-    if total is None or then is None or not now:
-        return None
-    return total * then / now
 
 
 def peak_memory() -> int | None:
