@@ -96,6 +96,15 @@ def check(
         str,
         typer.Option(metavar="auto|cpu", help="cpu: hide all GPUs from the program.", rich_help_panel=_WATCHING),
     ] = "auto",
+    boundary: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--boundary/--no-boundary",
+            help="After the steps, end the epoch early and watch evaluation and the next epoch's first steps. "
+            "(default: yes, for as long as the steps took, 60 s at most)",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
     entry: Annotated[
         Optional[str],
         typer.Option(
@@ -188,6 +197,7 @@ def check(
         target=read_target(target or [], context.obj),
         steps=steps,
         timeout_s=timeout,
+        boundary=boundary,
         device=device,
         entry=entry,
         python=python,

@@ -27,6 +27,7 @@ class CheckOptions:
     target: Target
     steps: int | None = None
     timeout_s: float | None = None
+    boundary: bool | None = None
     device: str = "auto"
     entry: str | None = None
     python: str | None = None

@@ -14,7 +14,8 @@ from trainlint.launch.model import Launch, LaunchError, NoLaunch, Watched, Watch
 from trainlint.launch.pyproject import ToolTable
 from trainlint.launch.routes import find_launch
 from trainlint.launch.secrets import masked_arguments, secret_values
-from trainlint.recording.schema import Recording
+from trainlint.recording.describe import place
+from trainlint.recording.schema import Boundary, Recording
 from trainlint.report.progress import Progress
 
 if TYPE_CHECKING:
@@ -140,7 +141,22 @@ def _completed(
         sources=program.sources,
     )
     source = read_source(program.sources, recording) if program.sources else recording.source
-    return dataclasses.replace(recording, program=program, ending=seen.ending, config=config, source=source)
+    boundary = _boundary(recording.boundary, seen)
+    return dataclasses.replace(
+        recording, program=program, ending=seen.ending, config=config, source=source, boundary=boundary
+    )
+
+
+def _boundary(boundary: Boundary | None, seen: Watched) -> Boundary | None:
+    """What only the supervisor knows of a boundary that has no end of its own: it was too long, or the process died."""
+    if boundary is None or boundary.outcome != "timeout":
+        return boundary
+    if seen.returncode is None:
+        at = f"; the program was at {place(seen.stopped_at)}" if seen.stopped_at is not None else ""
+        return dataclasses.replace(boundary, reason=f"{boundary.reason}{at}")
+    if seen.returncode == 0:
+        return dataclasses.replace(boundary, outcome="ended", reason="the program came to its end with this epoch")
+    return dataclasses.replace(boundary, outcome="failed", reason=f"the program ended with exit code {seen.returncode}")
 
 
 def _watch_options(evidence: Evidence, options: CheckOptions, table: ToolTable) -> WatchOptions:
@@ -150,6 +166,7 @@ def _watch_options(evidence: Evidence, options: CheckOptions, table: ToolTable) 
         device=options.device,
         python=options.python,
         secrets=tuple(sorted(secrets)),
+        boundary=next((b for b in (options.boundary, table.boundary) if b is not None), WatchOptions.boundary),
     )
     timeout = options.timeout_s or table.timeout
     return dataclasses.replace(wanted, timeout_s=timeout) if timeout else wanted

@@ -12,11 +12,13 @@ from trainlint.judge import card_loop, card_schedule
 from trainlint.judge.configured import Configured, any_close, value_text
 from trainlint.judge.locate import Locator
 from trainlint.judge.scrub import clean_command
+from trainlint.recording.boundary import evaluation_batches, steps_in_next_epoch
 from trainlint.recording.describe import percent, plural
 from trainlint.recording.length import planned_length
 from trainlint.recording.projection import Projected, projection
 from trainlint.recording.schema import (
     Backward,
+    Boundary,
     ConfigFacts,
     Forward,
     Optimizer,
@@ -68,7 +70,23 @@ def build_card(
         if lines and (trained or name not in ("length", "resume", "logging")):
             sections[name] = tuple(lines)
         data[name] = values
+    data["boundary"] = _boundary(recording.boundary)
     return RunCard(sections=sections, curves=card_schedule.curves(recording, curves), data=data)
+
+
+def _boundary(boundary: Boundary | None) -> dict[str, Any] | None:
+    """What happened after the steps; the text report says it in its coverage line."""
+    if boundary is None:
+        return None
+    return {
+        "outcome": boundary.outcome,
+        "reason": boundary.reason,
+        "duration_s": boundary.duration_s,
+        "batches_delivered": boundary.batches_delivered,
+        "batches_meant": boundary.batches_meant,
+        "evaluation_batches": evaluation_batches(boundary),
+        "steps_in_next_epoch": steps_in_next_epoch(boundary),
+    }
 
 
 def _at(locator: Locator) -> Callable[[SourceLine | None], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainlint.recording.boundary import text as boundary_text
 from trainlint.recording.describe import place, plural
 from trainlint.recording.schema import Backward, Ending, OptimizerStep, Recording
 from trainlint.recording.timeline import of_kind
@@ -149,10 +150,11 @@ def _notes(recording: Recording, steps: int) -> tuple[str, ...]:
     program = recording.program
     notes = []
     if steps:
-        notes.append(
-            f"{plural(steps, 'optimizer step')} watched; what shows only later, or only at the end of an epoch, "
-            "was not seen."
-        )
+        watched = f"{plural(steps, 'optimizer step')} watched"
+        if recording.boundary is None:
+            notes.append(f"{watched}; what shows only later, or only at the end of an epoch, was not seen.")
+        else:
+            notes.append(f"{watched}; epoch boundary: {boundary_text(recording.boundary)}.")
     if program.world_size > max(program.ranks_seen, 1):
         notes.append(f"{program.ranks_seen} of {program.world_size} ranks were watched.")
     if recording.events_dropped:

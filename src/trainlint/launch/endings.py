@@ -54,7 +54,9 @@ def describe(outcome: Outcome, seen: Evidence) -> tuple[Ending, str]:
     """The ending, and a hint for its user (empty when all went well)."""
     last = tuple(seen.output[-OUTPUT_LINES:])
     if outcome.how == "steps":
-        return Ending(how="steps", exit_code=outcome.returncode), ""
+        # What became of the program at the end of its epoch says nothing about its steps: see Boundary.
+        crossing = any(worker.boundary_at is not None for worker in seen.marks.workers.values())
+        return Ending(how="steps", exit_code=None if crossing else outcome.returncode), ""
     if outcome.how == "interrupted":
         return Ending(
             how="interrupted", signal=outcome.interrupted_by or None, where=outcome.where, last_output=last

@@ -26,6 +26,9 @@ class Worker:
     steps: dict[int, int] = field(default_factory=dict)
     done_at: float | None = None
     closed: bool = False
+    #: It passes the end of its epoch, which may take ``boundary_budget_s`` seconds.
+    boundary_at: float | None = None
+    boundary_budget_s: float = 0.0
     parked: str | None = None
     parked_at: float | None = None
     last_growth: float = 0.0
@@ -130,6 +133,8 @@ class Marks:
             self._step(payload, worker, now, new)
         elif name == "closed":
             worker.closed = True
+        elif name == "boundary":
+            worker.boundary_at, worker.boundary_budget_s = now, _number(payload.get("budget_s"))
         elif name == "parked":
             worker.parked, worker.parked_at = str(payload.get("reason", "steps")), now
         elif name == "finished":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, Union
 
 from trainlint.launch.secrets import masked_command
-from trainlint.recording.schema import Ending
+from trainlint.recording.schema import Ending, SourceLine
 
 #: Stands for the path of the config in a command.
 CONFIG = "{config}"
@@ -113,6 +113,8 @@ class WatchOptions:
     device: str = "auto"
     python: str | None = None
     backward_cap: int = 200
+    #: After the steps, have the training data run dry and watch the end of the epoch and the first steps of the next.
+    boundary: bool = True
     #: Further config files whose reading is tracked.
     configs: tuple[Path, ...] = ()
     #: Values that must not appear in what is kept of the program's output.
@@ -159,3 +161,7 @@ class Watched:
     notes: tuple[str, ...] = ()
     #: Config files whose reading was tracked (the resolved copy first, when overrides made one).
     configs: tuple[Path, ...] = ()
+    #: Exit status of a program that ended by itself, whatever it had been watched for.
+    returncode: int | None = None
+    #: Where a program was that had to be ended before it parked.
+    stopped_at: SourceLine | None = None

@@ -84,6 +84,7 @@ def _environment(
         configs=tuple(str(config) for config in configs),
         started=started,
         started_ns=folder.started_ns,
+        boundary=options.boundary,
     )
     env.update(told.to_environment())
     env["PYTHONPATH"] = os.pathsep.join(p for p in (str(BOOTSTRAP), env.get("PYTHONPATH", "")) if p)

@@ -32,6 +32,8 @@ class ToolTable:
     steps: int | None = None
     #: Seconds.
     timeout: float | None = None
+    #: Watch the end of the epoch as well.
+    boundary: bool | None = None
     select: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     fail_on: str | None = None
@@ -54,6 +56,7 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
     "python": (str,),
     "steps": (int,),
     "timeout": (int, float),
+    "boundary": (bool,),
     "select": (list,),
     "ignore": (list,),
     "fail-on": (str,),
@@ -128,8 +131,9 @@ def _table(raw: Any, file: Path, text: str, warnings: list[str]) -> ToolTable:
             warnings.append(f"{where}: [tool.trainlint] has no setting {key!r}; it is not used.{meant}")
             continue
         kinds = _KEYS[name]
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            wanted = {str: "text", int: "a whole number", float: "a number", list: "a list"}[kinds[-1]]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            words = {str: "text", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
+            wanted = words[kinds[-1]]
             raise LaunchError(f"{where}: {key} must be {wanted}, not {value!r}.", "Correct [tool.trainlint].")
         values[name] = value
     for key in ("select", "ignore"):
@@ -156,6 +160,7 @@ def _table(raw: Any, file: Path, text: str, warnings: list[str]) -> ToolTable:
         python=values.get("python"),
         steps=values.get("steps"),
         timeout=float(timeout) if timeout is not None else None,
+        boundary=values.get("boundary"),
         select=tuple(values["select"]) if "select" in values else None,
         ignore=tuple(values.get("ignore", ())),
         fail_on=fail_on,

@@ -35,6 +35,8 @@ GRACE_S = 3.0
 WRITING_GRACE_S = 15.0
 #: How long ranks that are late are waited for once the first has parked.
 LATE_RANK_S = 10.0
+#: A program that passes the end of its epoch parks by itself when it has taken too long, unless it begins nothing.
+BOUNDARY_GRACE_S = 0.5
 #: A launcher that has gone while its workers live is followed as long as they do; helpers get this long to leave.
 LINGER_S = 1.0
 
@@ -134,8 +136,9 @@ class _Watch:
                 stepped = True
                 deadline = now + self.options.timeout_s
             if self._complete(now):
-                if any(worker.done_at is not None or worker.parked == "steps" for worker in self.marks.trainers):
-                    return Outcome("steps")
+                if self._made_its_steps():
+                    held = [w for w in self.marks.trainers if w.boundary_at is not None and w.parked_at is None]
+                    return Outcome("steps", where=self._where(tree) if held else None)
                 return Outcome("backward-cap", where=self._where(tree))
             if now >= self._next_tree:
                 self._next_tree = now + TREE_S
@@ -146,18 +149,24 @@ class _Watch:
                 gone_at = now if gone_at is None else gone_at
                 if not self._workers_live_on(tree, now - gone_at):
                     self._read()  # what was written between the last look and the end
-                    complete = any(worker.done_at is not None for worker in self.marks.trainers)
-                    return Outcome("steps" if complete else "exited", returncode)
-            if now > deadline:
+                    return Outcome("steps" if self._made_its_steps() else "exited", returncode)
+            # Once the steps are made, what follows has a limit of its own.
+            if now > deadline and not self._made_its_steps():
                 return Outcome("timeout", where=self._where(tree), timeout_s=self.options.timeout_s)
             time.sleep(POLL_S)
+
+    def _made_its_steps(self) -> bool:
+        return any(worker.done_at is not None or worker.parked == "steps" for worker in self.marks.trainers)
 
     def _read(self) -> None:
         for step in self.marks.read():
             first = min(self.marks.trainers, key=lambda w: (w.rank, w.pid))
-            self._say("training")
+            if not self._made_its_steps():
+                self._say("training")
             if step.pid == first.pid:
                 self.progress.step(step.optimizer, step.index, self.options.steps)
+        if any(worker.boundary_at is not None for worker in self.marks.trainers):
+            self._say("passing the end of the epoch")
         if not self.marks.most_steps:
             if self.marks.seen_backward:
                 self._say("first backward")
@@ -244,6 +253,8 @@ class _Watch:
             hint=hint,
             notes=self.prepared.notes,
             configs=self.prepared.configs,
+            returncode=outcome.returncode,
+            stopped_at=outcome.where,
         )
 
 
@@ -253,6 +264,8 @@ class _Watch:
 def _grace_ends(worker: Worker) -> float:
     """When a process that has made its steps and does not park has had time enough."""
     assert worker.done_at is not None
+    if worker.boundary_at is not None:
+        return worker.boundary_at + worker.boundary_budget_s + BOUNDARY_GRACE_S
     grace = max(GRACE_S, 3 * worker.step_s)
     if worker.closed:
         return worker.done_at + grace

@@ -14,6 +14,7 @@ import weakref
 from types import ModuleType
 from typing import Any
 
+from . import boundary
 from .core import Recorder
 from .patching import ImportHooks, around, wrap
 from .values import attribute, class_name, integer, log_values, read, setting, version
@@ -46,6 +47,7 @@ class Accelerators:
         self.recorder = recorder
         self._inside: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
         self._accumulating: weakref.WeakSet[Any] = weakref.WeakSet()
+        boundary.EPOCH_ENDS.append(self)
 
     def on_accelerator(self, module: ModuleType) -> None:
         quiet = self.recorder.quiet
@@ -115,6 +117,35 @@ class Accelerators:
                 "steps_per_call": processes,
             },
         )
+
+    # -- the end of an epoch, brought on early (boundary.EpochEnd)
+
+    def _prepared(self, loader: int) -> tuple[Any, Any] | None:
+        """The accelerator and its wrapper of a loader."""
+        for accelerator in list(self._inside):
+            for wrapper in attribute(accelerator, "_dataloaders") or ():
+                for one in (wrapper, attribute(wrapper, "base_dataloader")):
+                    if one is not None and self.recorder.loaders.get(one) == loader:
+                        return accelerator, wrapper
+        return None
+
+    def batches_left(self, loader: int) -> int | None:
+        """The loader is one batch ahead: as many more as make a whole window of accumulation with it."""
+        found = self._prepared(loader)
+        if found is None or boundary.current is None:
+            return None
+        window = integer(attribute(found[0], "gradient_accumulation_steps")) or 1
+        return max(window, boundary.current.batches_per_step) - 1
+
+    def refusal(self, loader: int) -> str:
+        found = self._prepared(loader)
+        if found is not None and class_name(found[1]) == "DataLoaderDispatcher":
+            if (integer(attribute(found[0], "num_processes")) or 1) > 1:
+                return "one process reads the data for all (dispatch_batches)"
+        return ""
+
+    def stepped(self) -> None:
+        pass
 
     def logged(self, accelerator: Any, values: Any = None, step: Any = None, *args: Any, **kwargs: Any) -> None:
         if attribute(accelerator, "is_main_process") is not False:

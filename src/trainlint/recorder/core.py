@@ -5,7 +5,8 @@ on disk. Payloads carry the field names of :mod:`trainlint.recording.schema`; ``
 together. Tags: ``program``, ``plan`` (partial objects, later lines update earlier), ``root``, ``parameter``,
 ``optimizer``, ``scheduler``, ``loader`` (by ``id``, last wins), ``framework`` (by ``name``, last wins), ``event``,
 ``event_value`` (fills fields of an earlier event), ``dropped``, ``measure``, ``outsiders``, ``second_moment``,
-``config``, ``prevented``, ``problem``, ``mark``.
+``config``, ``prevented``, ``problem``, ``mark``, ``boundary`` (partial, later lines update earlier; what follows the
+first with ``began`` belongs to the epoch boundary).
 """
 
 from __future__ import annotations
@@ -174,6 +175,10 @@ class Recorder:
         if tag == "plan":
             self.plan.update(payload)
         self.stream.write(tag, payload)
+
+    def count_anew(self) -> None:
+        """Another part of the recording begins, with its own share of events."""
+        self._counts = {}
 
     def next_seq(self) -> int:
         self._seq += 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
 from typing import Any
 
 from .core import Recorder
-from .patching import ImportHooks, wrap
+from .patching import ImportHooks, around, wrap
 from .watch import Session
 
 
@@ -89,23 +88,36 @@ def install(session: Session, hooks: ImportHooks) -> None:
     import torch.utils.data.dataloader as module
 
     recorder: Recorder = session.recorder
-    known: dict[int, int] = {}
+    passes = session.boundary.passes
 
     @recorder.quiet
     def opened(iterator: Any, loader: Any) -> None:
         number = recorder.loaders.of(loader)
-        known[id(iterator)] = number
-        recorder.emit("loader", {**describe(loader, number), "at": recorder.user_line()})
+        payload = {**describe(loader, number), "at": recorder.user_line()}
+        passes.opened(iterator, number, payload, id(getattr(loader, "dataset", None)), session.done)
+        recorder.emit("loader", payload)
+
+    def runs_dry(iterator: Any) -> bool:
+        """Whether the recorder ends this pass here. Parks the program when all was seen."""
+        one = passes.of(iterator)
+        if one is None or recorder.busy:
+            return False
+        try:
+            return session.boundary.fetching(one)
+        except Exception as error:
+            recorder.problem("the epoch boundary", error)
+            return False
 
     @recorder.quiet
     def fetched(iterator: Any, batch: Any) -> None:
-        number = known.get(id(iterator))
-        if number is None:
+        one = passes.of(iterator)
+        if one is None:
             return
+        number = one.loader
         session.batches += 1
         tensor = first_tensor(batch)
         session.inputs.fetched(batch)
-        recorder.event(
+        seq = recorder.event(
             "batch",
             at=recorder.user_line(),
             loader=number,
@@ -113,6 +125,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
             shapes=[list(tensor.shape)] if tensor is not None else [],
             fingerprint=fingerprint(tensor) if session.batches <= 500 else None,
         )
+        passes.delivered(one, seq)
 
     def make_init(original: Any) -> Any:
         def init(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
@@ -123,16 +136,31 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     def make_next(original: Any) -> Any:
         def advance(self: Any) -> Any:
-            if threading.get_ident() == session.training_thread:
-                session.activity()
-            batch = original(self)
+            if runs_dry(self):
+                raise StopIteration
+            try:
+                batch = original(self)
+            except StopIteration:
+                exhausted(self)
+                raise
             fetched(self, batch)
             return batch
 
         return advance
 
+    def exhausted(iterator: Any) -> None:
+        one = passes.of(iterator)
+        if one is not None:
+            one.exhausted = True
+
+    def reset(result: Any, token: Any, iterator: Any, loader: Any = None, first_iter: Any = False) -> None:
+        """Persistent workers keep their iterator: its reset is another pass."""
+        if loader is not None and not first_iter:
+            opened(iterator, loader)
+
     base = module._BaseDataLoaderIter
     wrap(base, "__init__", make_init)
+    wrap(base, "_reset", around(after=reset))
     wrap(base, "__next__", make_next)
 
     _install_forward(session)

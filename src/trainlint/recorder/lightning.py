@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from .core import Recorder
+from .lightning_epoch import LightningEpoch
 from .patching import ImportHooks, around, wrap
 from .values import attribute, class_name, compiling, integer, known, log_value, log_values, read, setting, version
 
@@ -48,6 +49,7 @@ def install(recorder: Recorder, hooks: ImportHooks) -> None:
         lightning = Lightning(recorder, package)
         hooks.on_import(f"{pytorch}.trainer.trainer", lightning.on_trainer)
         hooks.on_import(f"{pytorch}.loops.fit_loop", lightning.on_fit_loop)
+        hooks.on_import(f"{pytorch}.loops.training_epoch_loop", lightning.epoch.on_epoch_loop)
         hooks.on_import(f"{pytorch}.core.module", lightning.on_module)
         hooks.on_import(f"{fabric}.fabric", lightning.on_fabric)
 
@@ -58,6 +60,7 @@ class Lightning:
     def __init__(self, recorder: Recorder, package: str) -> None:
         self.recorder = recorder
         self.package = package
+        self.epoch = LightningEpoch(recorder)
         self._at: dict[str, Any] | None = None
 
     # -- installing
@@ -69,6 +72,7 @@ class Lightning:
     def on_fit_loop(self, module: ModuleType) -> None:
         loop = getattr(module, "_FitLoop", None) or module.FitLoop
         wrap(loop, "on_run_start", around(after=self.recorder.quiet(self.fit_started)))
+        self.epoch.on_fit_loop(loop)
 
     def on_module(self, module: ModuleType) -> None:
         wrap(module.LightningModule, "log", around(after=self.recorder.quiet(self.module_log)))
@@ -87,6 +91,7 @@ class Lightning:
     def fit_started(self, result: Any, token: Any, loop: Any, *args: Any, **kwargs: Any) -> None:
         """The fit loop begins: loaders, optimizers and a checkpoint's state are in place, no batch was drawn."""
         trainer = loop.trainer
+        self.epoch.fit_started(trainer)
         self.describe(trainer, trainer.lightning_module, started=True)
         self.plan(trainer)
         self.schedulers(trainer)

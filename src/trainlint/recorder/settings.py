@@ -29,6 +29,8 @@ class Settings:
     started: float = 0.0
     #: Unix time in ns before which a file counts as having existed.
     started_ns: int = 0
+    #: Cross the end of the epoch after the wanted steps.
+    boundary: bool = True
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] | None = None) -> Settings | None:
@@ -46,6 +48,7 @@ class Settings:
             configs=tuple(p for p in env.get(PREFIX + "CONFIGS", "").split(os.pathsep) if p),
             started=float(env.get(PREFIX + "STARTED", "0")),
             started_ns=int(env.get(PREFIX + "STARTED_NS", "0")),
+            boundary=env.get(PREFIX + "BOUNDARY", "1") != "0",
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -59,4 +62,5 @@ class Settings:
             PREFIX + "CONFIGS": os.pathsep.join(self.configs),
             PREFIX + "STARTED": repr(self.started),
             PREFIX + "STARTED_NS": str(self.started_ns),
+            PREFIX + "BOUNDARY": "1" if self.boundary else "0",
         }

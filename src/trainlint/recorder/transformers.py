@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from . import boundary
 from .core import Recorder
 from .patching import ImportHooks, around, wrap
 from .values import attribute, class_name, integer, known, log_values, number, read, setting, version
@@ -113,6 +114,8 @@ class Trainers:
         self._trainer: weakref.ref[Any] | None = None
         self._at: dict[str, Any] | None = None
         self._resume: Any = None
+        self._shortened = False
+        boundary.EPOCH_ENDS.append(self)
 
     def on_trainer(self, module: ModuleType) -> None:
         wrap(module.Trainer, "train", around(before=self.recorder.quiet(self.train_called)))
@@ -120,6 +123,7 @@ class Trainers:
 
     def on_callbacks(self, module: ModuleType) -> None:
         wrap(module.CallbackHandler, "on_train_begin", around(after=self.recorder.quiet(self.train_begins)))
+        wrap(module.CallbackHandler, "on_train_end", around(before=self.train_ends))
 
     # -- training
 
@@ -207,6 +211,37 @@ class Trainers:
                 "wrapper": None,
             },
         )
+
+    # -- the end of an epoch, brought on early (boundary.EpochEnd)
+
+    def batches_left(self, loader: int) -> int | None:
+        """One whole window of accumulation: the Trainer would leave the gradients of a part of one without a step."""
+        trainer = self._trainer() if self._trainer is not None else None
+        shard: Any = attribute(trainer, "callback_handler", "train_dataloader")
+        inner = attribute(shard, "base_dataloader")
+        if shard is None or loader not in [self.recorder.loaders.get(x) for x in (shard, inner) if x is not None]:
+            return None
+        self._shortened = True
+        # accelerate's loaders are one batch ahead.
+        ahead = 1 if class_name(shard).startswith("DataLoader") and class_name(shard) != "DataLoader" else 0
+        window = integer(attribute(trainer, "args", "gradient_accumulation_steps")) or 1
+        return window - 1 if ahead else 0
+
+    def refusal(self, loader: int) -> str:
+        return ""
+
+    def stepped(self) -> None:
+        """The Trainer counts updates, and would go on through the rest of them without data."""
+        trainer = self._trainer() if self._trainer is not None else None
+        control = attribute(trainer, "control")
+        if self._shortened and control is not None:
+            self._shortened = False
+            control.should_epoch_stop = True
+
+    def train_ends(self, *args: Any, **kwargs: Any) -> None:
+        """Training is over: what comes after it (saving, uploading) is not watched."""
+        if boundary.current is not None:
+            boundary.current.training_over()
 
     # -- logging
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import config_access
+from .boundary import Boundary
 from .core import Recorder
 
 #: A program whose optimizers step at different rates (a GAN's critic) is watched until the slowest has made its steps,
@@ -32,6 +33,10 @@ class Session:
         self.batches = 0
         self.done = False
         self.training_thread = threading.main_thread().ident
+        #: Most steps of one optimizer when the watch was complete.
+        self.made_in_watch = 0
+        #: What follows the wanted steps: the end of the epoch.
+        self.boundary = Boundary(self)
         #: Called once when the wanted steps were made, to write what is only known then.
         self.closers: list[Callable[[], None]] = []
         self._closed = False
@@ -52,12 +57,18 @@ class Session:
     def stepped(self, optimizer: int) -> None:
         """Count one step of an optimizer and decide whether the watch is complete."""
         self.steps[optimizer] = self.steps.get(optimizer, 0) + 1
+        self.boundary.stepped(optimizer)
+        if self.boundary.began is not None:
+            config_access.flush(self.recorder)
+            self._require_supervisor()
+            return
         wanted = self.recorder.settings.steps
         fewest, most = min(self.steps.values()), max(self.steps.values())
         idle = bool(self.constructed - set(self.steps))
         enough = fewest >= wanted and (not idle or most >= IDLE_PATIENCE * wanted)
         if not self.done and (enough or most >= PATIENCE * wanted):
             self.done = True
+        self.made_in_watch = most
         self.recorder.mark(
             "step", optimizer=optimizer, index=self.steps[optimizer] - 1, done=self.done, pid=os.getpid(), rank=rank()
         )
@@ -65,6 +76,9 @@ class Session:
             self.close()
         else:
             config_access.flush(self.recorder)
+        self._require_supervisor()
+
+    def _require_supervisor(self) -> None:
         supervisor = self.recorder.settings.supervisor
         if supervisor and not alive(supervisor):
             # Nobody is left to end this program: it must not train on unwatched.
@@ -73,6 +87,11 @@ class Session:
     def close(self) -> None:
         """Write what is only known at the end. Safe to call more than once; the last state wins."""
         with self.recorder.working():
+            if self.boundary.began is not None:
+                try:
+                    self.boundary.before_close()
+                except Exception as error:
+                    self.recorder.problem("closing the boundary", error)
             for closer in self.closers:
                 try:
                     closer()
@@ -83,12 +102,17 @@ class Session:
         self.recorder.mark("closed", pid=os.getpid(), rank=rank())
         self._closed = True
 
+    def reopen(self) -> None:
+        """The boundary begins: what is written from here on is not part of the watch."""
+        self._closed = False
+        self.recorder.count_anew()
+
     # -- parking
 
     def activity(self) -> None:
-        """The program begins something new (a batch, a backward): park here when the watch is complete."""
-        if self.done and threading.get_ident() == self.training_thread:
-            self.park("steps")
+        """A backward begins: with the watch complete, the end of the epoch is next, or the program is parked here."""
+        if threading.get_ident() == self.training_thread:
+            self.boundary.backward()
 
     def park(self, reason: str) -> None:
         """Flush, tell the supervisor, and sleep until this process is killed. No user code runs after this."""

@@ -26,12 +26,37 @@ _KEYED = {
 _FROM_FRAMEWORK = ("interval", "frequency", "monitor", "steps_per_call")
 
 
+#: Tags of what holds for the whole run, whenever it was written: how keys were read, what was prevented, what failed.
+_WHOLE = frozenset(("config", "prevented", "problem"))
+
+
 @dataclass
 class Process:
-    """The lines of one process."""
+    """The lines of one process: ``lines`` of the watch, ``after`` of the epoch boundary that followed it."""
 
     pid: int
     lines: list[Line] = field(default_factory=list)
+    after: list[Line] = field(default_factory=list)
+    #: What the ``boundary`` lines say, together; empty when there is none.
+    boundary: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def split(cls, pid: int, lines: Iterable[Line]) -> Process:
+        """Nothing of the boundary belongs to the watch, except numbers that were still owed to its events."""
+        process = cls(pid)
+        seen: set[int] = set()
+        for tag, payload in lines:
+            if tag == "boundary":
+                process.boundary.update(payload)
+            elif not process.boundary.get("began"):
+                if tag == "event":
+                    seen.add(payload["seq"])
+                process.lines.append((tag, payload))
+            elif tag in _WHOLE or (tag == "event_value" and payload["seq"] in seen):
+                process.lines.append((tag, payload))
+            else:
+                process.after.append((tag, payload))
+        return process
 
     def marks(self, name: str) -> list[dict[str, Any]]:
         return [p for tag, p in self.lines if tag == "mark" and p.get("name") == name]
@@ -68,7 +93,7 @@ def read_processes(run_dir: Path) -> list[Process]:
     out = []
     for path in sorted((run_dir / "stream").glob("*.jsonl")):
         if path.stem.isdigit():
-            out.append(Process(int(path.stem), list(read_lines(path))))
+            out.append(Process.split(int(path.stem), read_lines(path)))
     return sorted(out, key=lambda p: p.pid)
 
 
@@ -83,6 +108,7 @@ def assemble(run_dir: Path) -> Recording:
         return Recording()
     main = min(processes, key=lambda p: (tuple(-w for w in _weight(p)), p.rank, p.pid))
     data = assemble_process(main)
+    data["boundary"] = assemble_boundary(main, data)
     ranks = {p.rank for p in processes if p.steps}
     program = data.setdefault("program", {})
     program["ranks_seen"] = max(1, len(ranks))
@@ -166,6 +192,51 @@ def assemble_process(process: Process) -> dict[str, Any]:
         **single,
     )
     return data
+
+
+def assemble_boundary(process: Process, watch: dict[str, Any]) -> dict[str, Any]:
+    """The JSON form of a Boundary: what followed the watch of the same process, and how it came out."""
+    told = process.boundary
+    if not told.get("began"):
+        steps = process.marks("step")
+        complete = bool(steps) and bool(steps[-1].get("done"))
+        why = (
+            "nothing new was begun after the last watched step" if complete else "the watched steps were not completed"
+        )
+        return {"outcome": told.get("outcome", "left-out"), "reason": told.get("reason") or why}
+    data = assemble_process(Process(process.pid, process.after))
+    trained = {loader["id"] for loader in watch["loaders"] if loader["training"]}
+    for loader in data["loaders"]:
+        loader["training"] = loader["training"] or loader["id"] in trained
+    outcome, reason, end = _ending(process)
+    if told.get("outcome"):
+        outcome, reason = told["outcome"], told.get("reason", "")
+    duration = told.get("duration_s")
+    if duration is None and end is not None:
+        duration = max(0.0, round(end - told["time"], 3))
+    return {
+        "outcome": outcome,
+        "reason": reason,
+        "duration_s": duration,
+        **{k: told.get(k) for k in ("loader", "batches_delivered", "batches_meant", "next_epoch")},
+        **{k: data.get(k) for k in _BOUNDARY_PARTS if data.get(k) is not None},
+    }
+
+
+_BOUNDARY_PARTS = (*_KEYED.values(), "events", "steps", "outsiders")
+
+
+def _ending(process: Process) -> tuple[str, str, float | None]:
+    """How a boundary ended that the recorder did not end itself: outcome, reason, Unix time."""
+    after = Process(process.pid, process.after)
+    errors = after.marks("error")
+    if errors:
+        text = f"{errors[0].get('type')}: {errors[0].get('text')}".removesuffix(": ")
+        return "failed", f"the program raised {text}", errors[0].get("time")
+    finished = after.marks("finished")
+    if finished:
+        return "ended", "the program came to its end with this epoch", finished[-1].get("time")
+    return "timeout", "the next epoch did not begin in time", None
 
 
 def accumulation(events: Iterable[dict[str, Any]]) -> int | None:

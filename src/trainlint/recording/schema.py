@@ -275,6 +275,19 @@ class Submodule:
 
 
 @dataclass(frozen=True)
+class ModeSensitive:
+    """A module that does something else in eval mode.
+
+    ``effect``: ``dropout`` (it drops with probability ``p`` > 0), or ``norm`` (it keeps running statistics).
+    """
+
+    name: str
+    class_name: str
+    effect: str
+    p: float | None = None
+
+
+@dataclass(frozen=True)
 class RootModule:
     """A module that no other module holds, as found at the first backward or optimizer step."""
 
@@ -291,6 +304,9 @@ class RootModule:
     #: Another root keeps this module in a plain list, tuple or dict, where it is not registered: where
     #: (``Net.layers[0]``). Empty when it does not.
     unregistered_in: str = ""
+    #: What in it depends on train and eval mode, as far as it can be known: dropout of any kind, norms with running
+    #: statistics. Functional dropout is not in here.
+    mode_sensitive: tuple[ModeSensitive, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -470,6 +486,57 @@ class ModeChanged:
     root: int | None
     training: bool
     class_name: str = ""
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
+class ModeState:
+    """Modes in one root, written when they differ from what was last written for the same moment.
+
+    ``when``: ``backward`` (it is about to begin; the forward pass was made so), or ``batch`` (``loader`` is asked for
+    another batch; what was done with the one before was done so).
+    """
+
+    kind: ClassVar[str] = "mode_state"
+    seq: int
+    time_s: float
+    root: int
+    when: str
+    training: bool
+    loader: int | None = None
+    #: Mode-sensitive modules in eval (the first of them by name), and how many are in eval and in train.
+    in_eval: tuple[str, ...] = ()
+    n_eval: int = 0
+    n_train: int = 0
+    #: The last call that set the mode of the first one in eval: line, class of the module it was made on, and by whom:
+    #: ``program`` (its own code), ``library`` (``from_pretrained``), ``override`` (the ``train`` method of a class).
+    set_by: SourceLine | None = None
+    set_on: str = ""
+    set_how: str = ""
+    set_seq: int | None = None
+    #: Batches that the running statistics took in, summed over the norms.
+    batches_tracked: int | None = None
+
+
+@dataclass(frozen=True)
+class DropoutCall:
+    """A call of dropout in torch.nn.functional (modules call it too), once per place while one loader is read."""
+
+    kind: ClassVar[str] = "dropout"
+    seq: int
+    time_s: float
+    p: float
+    #: It dropped: ``training`` was true.
+    active: bool
+    #: The program's own call left ``training`` out, so that torch's default (true) held.
+    by_default: bool = False
+    grad_enabled: bool = True
+    #: Root and name of the dropout module that called it; ``None`` and empty for others.
+    root: int | None = None
+    module: str = ""
+    #: Class of the module whose method called it, and whether that is in train mode.
+    class_name: str = ""
+    owner_training: bool | None = None
     at: SourceLine | None = None
 
 
@@ -875,6 +942,8 @@ class SeedSet:
 Event = Union[
     BatchFetched,
     ModeChanged,
+    ModeState,
+    DropoutCall,
     Forward,
     AutocastEntered,
     LossCall,
@@ -896,6 +965,8 @@ EVENT_TYPES: Mapping[str, type] = {
     for cls in (
         BatchFetched,
         ModeChanged,
+        ModeState,
+        DropoutCall,
         Forward,
         AutocastEntered,
         LossCall,
@@ -1029,6 +1100,8 @@ class Boundary:
     batches_delivered: int | None = None
     batches_meant: int | None = None
     duration_s: float | None = None
+    #: ``seq`` of the first batch of the next epoch; ``None``: no pass over the data began after the one that was ended.
+    next_epoch: int | None = None
     #: As in :class:`Recording`, from the beginning of the boundary on; objects stand here as they were at its end.
     roots: tuple[RootModule, ...] = ()
     parameters: tuple[Parameter, ...] = ()

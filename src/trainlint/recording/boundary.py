@@ -1,0 +1,53 @@
+"""Questions about what followed the watched steps: the end of the epoch and the first steps of the next."""
+
+from __future__ import annotations
+
+from trainlint.recording.describe import plural
+from trainlint.recording.schema import Backward, BatchFetched, Boundary, OptimizerStep
+
+
+def evaluation_batches(boundary: Boundary) -> int:
+    """Batches of loaders that feed no training: what the program evaluated on, of the few that it was given."""
+    training = {loader.id for loader in boundary.loaders if loader.training}
+    return sum(1 for e in boundary.events if isinstance(e, BatchFetched) and e.loader not in training)
+
+
+def steps_in_next_epoch(boundary: Boundary) -> int:
+    """Optimizer steps after the next epoch's first batch; of several optimizers, those of the busiest."""
+    counts: dict[int, int] = {}
+    for event in boundary.events:
+        if isinstance(event, OptimizerStep) and boundary.next_epoch is not None and event.seq > boundary.next_epoch:
+            counts[event.optimizer] = counts.get(event.optimizer, 0) + 1
+    return max(counts.values(), default=0)
+
+
+def between_epochs(boundary: Boundary) -> tuple[int, int] | None:
+    """``seq`` of the last backward of the epoch that was ended (0: none in here) and of the next epoch's first step.
+
+    What lies between the two, the program does once per epoch. ``None`` when no next epoch was seen to begin.
+    """
+    if boundary.next_epoch is None:
+        return None
+    last = max((e.seq for e in boundary.events if isinstance(e, Backward) and e.seq < boundary.next_epoch), default=0)
+    first = next((e.seq for e in boundary.events if isinstance(e, OptimizerStep) and e.seq > boundary.next_epoch), None)
+    return None if first is None else (last, first)
+
+
+def text(boundary: Boundary) -> str:
+    """``crossed in 1.2 s (evaluation of 2 batches; the next epoch's first 2 steps)``, or why it was not."""
+    if boundary.outcome == "left-out":
+        return f"not crossed: {boundary.reason}"
+    evaluated, steps = evaluation_batches(boundary), steps_in_next_epoch(boundary)
+    seen = []
+    if evaluated:
+        seen.append("evaluation of 1 batch" if evaluated == 1 else f"evaluation of {evaluated} batches")
+    if steps:
+        seen.append(f"the next epoch's first {plural(steps, 'step')}")
+    took = f" in {boundary.duration_s:.1f} s" if boundary.duration_s is not None else ""
+    inside = f" ({'; '.join(seen)})" if seen else ""
+    if boundary.outcome == "crossed":
+        why = f"; {boundary.reason}" if boundary.reason else ""
+        return f"crossed{took}{inside}{why}"
+    if boundary.outcome == "ended":
+        return f"seen up to the end of the program{took}{inside}: {boundary.reason}"
+    return f"not crossed: {boundary.reason}{inside}"
