@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording.describe import framework_settings, name_optimizer, number, place, plural, uses
-from trainlint.recording.intervals import Interval, Timeline, clears, new_data, same_line
-from trainlint.recording.schema import Backward, BatchFetched, Clip, LossCall, Optimizer, OptimizerStep
+from trainlint.recording.intervals import Interval, Timeline
+from trainlint.recording.micro_batches import micro_batches, shares_of
+from trainlint.recording.schema import Backward, Clip, LossCall, Optimizer
 
 #: How far a divisor may be from 1, or a norm from another, and still be called equal.
 _CLOSE = 0.02
@@ -33,8 +33,10 @@ def accumulation_not_divided(run: Recording) -> Iterator[Finding]:
     For every optimizer, the backwards between two of its steps. They count as micro-batches when they come from one
     source line, each has a batch of its own, nothing was cleared and nobody stepped in between. Then it is read from
     each backward's graph what lies between the loss function and the tensor that backward got: its reduction
-    (`mean`) and the factor it was divided by (1: nothing). Last, the gradient norm after the last backward is
-    compared with the one the step used, so that a division of the gradients themselves is seen too.
+    (`mean`) and the factor it was divided by (1: nothing). The gradient norm after the last backward is compared
+    with the one the step used, so that a division of the gradients themselves is seen too. What each micro-batch
+    added to the gradients is known from a sample of them, and with it the gradient of one large batch of the same
+    samples: its norm, and the angle between the two.
 
     ## What to do
     `(loss / N).backward()`. In Lightning's automatic optimization set `Trainer(accumulate_grad_batches=N)`, which
@@ -96,34 +98,10 @@ def _undivided(
     run: Recording, interval: Interval, backwards: Sequence[Backward], optimizer: Optimizer
 ) -> _Window | None:
     """The accumulation window of one step, when every micro-batch in it is a full, undivided mean."""
-    if len(backwards) < 2 or not same_line(list(backwards)):
+    batches = micro_batches(run, interval, optimizer)
+    if batches is None:
         return None
-    held = {i for g in optimizer.groups for i in g.parameters}
-    roots: set[int | None] = {p.root for p in run.parameters if p.id in held and p.root is not None}
-    fetched = True
-    told = False
-    loaders: set[int] = set()
-    for a, b in pairwise(backwards):
-        between = interval.between(a.seq, b.seq)
-        if any(isinstance(e, OptimizerStep) or clears(e, optimizer.id, roots) for e in between):
-            return None
-        own = [e for e in between if isinstance(e, BatchFetched)]
-        if not own:
-            fetched = False
-            fresh = new_data(interval, a, b)
-            if fresh is False:
-                return None
-            told = told or fresh is True
-        loaders.update(e.loader for e in own)
-        if len(own) == 1 and own[0].fingerprint is not None and own[0].fingerprint == _batch_before(interval, a):
-            return None  # the same samples again: views or repeats of one batch
-    if any(b.new_gradients for b in backwards[1:]):
-        return None  # a later backward reaches parameters that an earlier one did not: another loss
-    if not fetched and _window_fetched_first(interval, backwards):
-        fetched = told = True
-    if len(loaders) > 1:
-        return None  # one batch from each of several loaders: tasks or domains, whose losses are meant to add up
-    if not fetched and len(backwards) < 3 and not _asked(run, len(backwards)):
+    if not batches.fetched and len(backwards) < 3 and not _asked(run, len(backwards)):
         return None  # two inputs of one batch (real and fake, two views) are as likely as two micro-batches
     from_graph = True
     for previous, backward in zip((None, *backwards), backwards, strict=False):
@@ -139,19 +117,7 @@ def _undivided(
     rescaled = _rescaled(interval, backwards)
     if rescaled:
         return None
-    return _Window(interval, backwards, fetched, told or fetched, rescaled is not None, from_graph)
-
-
-def _window_fetched_first(interval: Interval, backwards: Sequence[Backward]) -> bool:
-    """The whole window was drawn before its first backward, as transformers' Trainer does."""
-    early = [e for e in interval.events if isinstance(e, BatchFetched) and e.seq < backwards[0].seq]
-    distinct = {e.fingerprint for e in early if e.fingerprint is not None}
-    return len({e.loader for e in early}) == 1 and len(distinct) >= len(backwards)
-
-
-def _batch_before(interval: Interval, backward: Backward) -> str | None:
-    own = [e.fingerprint for e in interval.events if isinstance(e, BatchFetched) and e.seq < backward.seq]
-    return own[-1] if own else None
+    return _Window(interval, backwards, batches.fetched, batches.told, rescaled is not None, from_graph)
 
 
 def _equals_its_loss(interval: Interval, previous: Backward | None, backward: Backward) -> bool:
@@ -209,8 +175,10 @@ def _finding(run: Recording, optimizer: Optimizer, windows: Sequence[_Window]) -
         f"{plural(n, 'micro-batch')} per step of {name_optimizer(optimizer)} are added up undivided: each backward "
         f"({place(backward.at) or 'unknown line'}) gets a full mean loss ({how}), so gradients are {n} times too large."
     )
+    large = _large_batch(run, typical)
     if norm is not None:
-        message += f" Measured norm {number(norm)}; as a mean it would be {number(norm / n)}."
+        message += f" Measured norm {number(norm)}; one batch of the same samples has {number(norm / large.ratio)}"
+        message += f", {large.angle:.0f} degrees away." if large.angle is not None and large.angle >= 1 else "."
     message += " " + _consequence(optimizer, n, clip)
     return Finding(
         message,
@@ -220,6 +188,8 @@ def _finding(run: Recording, optimizer: Optimizer, windows: Sequence[_Window]) -
             "windows": len(windows),
             "losses": values[:16],
             "gradient_norm": norm,
+            "gradient_norm_of_one_batch": norm / large.ratio if norm is not None else None,
+            "degrees_from_one_batch": large.angle,
             "clip_threshold": clip.threshold if clip is not None else None,
             "divided_by": backward.divided_by,
             "optimizer": optimizer.class_name,
@@ -228,6 +198,32 @@ def _finding(run: Recording, optimizer: Optimizer, windows: Sequence[_Window]) -
         severity=None if sure else Severity.WARNING,
         about=optimizer.class_name,
     )
+
+
+@dataclass(frozen=True)
+class _LargeBatch:
+    """The accumulated gradient beside that of one batch of all samples: how many times longer, how many degrees off."""
+
+    ratio: float
+    angle: float | None = None
+
+
+def _large_batch(run: Recording, window: _Window) -> _LargeBatch:
+    """Measured where the shares of the micro-batches are known, else by the count of equal micro-batches."""
+    n = len(window.backwards)
+    shares = shares_of(window.interval)
+    if shares is None:
+        return _LargeBatch(n)
+    counted = {e.seq: e.target for e in run.events if isinstance(e, LossCall) and e.target is not None}
+    sizes = []
+    for backward in window.backwards:
+        target = counted.get(backward.loss_call) if backward.loss_call is not None else None
+        sizes.append(target.positions - (target.ignored or 0) if target is not None and not target.sampled else 0)
+    weights = [size / sum(sizes) for size in sizes] if all(sizes) else [1 / n] * n
+    norm, cosine = shares.norm(weights), shares.cosine([1.0] * n, weights)
+    if not norm or cosine is None:
+        return _LargeBatch(n)
+    return _LargeBatch(shares.norm([1.0] * n) / norm, math.degrees(math.acos(max(-1.0, min(1.0, cosine)))))
 
 
 def _asked(run: Recording, n: int) -> bool:
