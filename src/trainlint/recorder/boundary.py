@@ -67,6 +67,8 @@ class Boundary:
         self._ended = False
         #: A pass opened afterwards feeds the training.
         self._resumed = False
+        #: Batches that were read ahead when the data ran dry.
+        self._ahead = 0
         self._active: set[int] = set()
         self._steps: dict[int, int] = {}
         self._lock = threading.RLock()
@@ -108,11 +110,15 @@ class Boundary:
             self._finish("ended", "the training came to its end with this epoch")
 
     def _fed(self) -> None:
-        feeding = self.passes.backward()
-        if feeding is not None and self.began is not None and feeding.after_watch and not self._resumed:
+        used = self.passes.backward()
+        if used and self.began is not None and used[-1].after_watch and not self._resumed:
             self._resumed = True
             self._steps = {}
-            self.recorder.emit("boundary", {"next_epoch": feeding.first_seq})
+            feeding, training = used[-1], self.passes.training()
+            # Loaders that are fetched from together; not an evaluation on the training's own loader before.
+            begun = [one for one in used if one is feeding or (one.after_watch and one.loader != feeding.loader)]
+            first = [one.first_seq for one in begun if one.loader in training and one.first_seq is not None]
+            self.recorder.emit("boundary", {"next_epoch": min(first, default=None)})
             self._watch_outsiders_anew()
 
     # -- beginning
@@ -185,6 +191,7 @@ class Boundary:
             if one.left is None:
                 one.left = self._batches_left(one)
                 self._ended = True
+                self._ahead = max(self._ahead, one.delivered - one.windows)
                 self.recorder.emit("boundary", _counts(one))
             if one.left > 0:
                 one.left -= 1
@@ -221,7 +228,7 @@ class Boundary:
             if all_made or most >= PATIENCE * NEXT_STEPS:
                 self._finish("crossed")
         elif self._ended:
-            if most >= NEXT_STEPS + 2:
+            if most >= NEXT_STEPS + 2 + self._ahead:
                 self._finish("crossed", "the training went on without opening its loader again")
         elif max((n for n in self.session.steps.values()), default=0) >= self._limit():
             self._finish("left-out", f"the training did not ask its loader again within {WAIT_STEPS} optimizer steps")
@@ -235,7 +242,10 @@ class Boundary:
         assert self.began is not None
         self.session.close()
         duration = round(time.time() - self.began, 3)
-        self.recorder.emit("boundary", {"outcome": outcome, "reason": reason, "duration_s": duration})
+        training = sorted(self.passes.training())
+        self.recorder.emit(
+            "boundary", {"outcome": outcome, "reason": reason, "duration_s": duration, "training": training}
+        )
         self.session.park("steps")
 
     def before_close(self) -> None:

@@ -24,6 +24,9 @@ class Pass:
         self.last = opened
         #: It came to its end by itself.
         self.exhausted = False
+        #: Windows that it had a batch in, of those since its first.
+        self.windows = 0
+        self.first_window: int | None = None
         #: Batches since the last backward.
         self.silent = 0
         #: A backward followed one of its batches before another loader's batch came.
@@ -53,8 +56,6 @@ class Passes:
         self._recent: list[Pass] = []
         #: Windows so far.
         self.windows = 0
-        #: Loader -> windows that it had a batch in.
-        self._in_windows: dict[int, int] = {}
         #: Most batches of one loader in one window.
         self.longest = 0
         #: Passes that fed a backward, in the order of their first.
@@ -78,30 +79,37 @@ class Passes:
         done.last = self._clock
         self._recent.append(done)
 
-    def backward(self) -> Pass | None:
-        """A backward (or a step without one) uses what was fetched since the last: the pass that fed it."""
+    def backward(self) -> list[Pass]:
+        """A backward (or a step without one) uses what was fetched since the last; the last of it fed it."""
         recent, self._recent = self._recent, []
         if not recent:
-            return None
+            return []
         self.windows += 1
         counts: dict[int, int] = {}
         for one in recent:
-            one.silent = 0
             counts[one.loader] = counts.get(one.loader, 0) + 1
-        for loader in counts:
-            self._in_windows[loader] = self._in_windows.get(loader, 0) + 1
+            one.silent = 0
+        for one in {id(p): p for p in recent}.values():
+            one.windows += 1
+            if one.first_window is None:
+                one.first_window = self.windows
         feeding = recent[-1]
         self.longest = max(self.longest, counts[feeding.loader])
         self.used += len(recent)
         if not feeding.fed:
             feeding.fed = True
             self.fed.append(feeding)
-        return feeding
+        return recent
 
     def training(self) -> set[int]:
         """Loaders that feed the training: the last one before a backward, and those fetched beside it every time."""
-        often = {n for n, count in self._in_windows.items() if count >= 2 and 2 * count > self.windows}
-        return {one.loader for one in self.fed} | often
+        return {one.loader for one in self.fed} | {one.loader for one in self._known.values() if self._beside(one)}
+
+    def _beside(self, one: Pass) -> bool:
+        """One pass, fetched from again and again between backwards; an evaluation is a pass of its own each time."""
+        if one.first_window is None:
+            return False
+        return one.windows >= 2 and 2 * one.windows > self.windows - one.first_window + 1
 
     def datasets(self) -> set[int]:
         return {one.dataset for one in self.fed}

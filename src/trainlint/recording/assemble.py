@@ -205,7 +205,7 @@ def assemble_boundary(process: Process, watch: dict[str, Any]) -> dict[str, Any]
         )
         return {"outcome": told.get("outcome", "left-out"), "reason": told.get("reason") or why}
     data = assemble_process(Process(process.pid, process.after))
-    trained = {loader["id"] for loader in watch["loaders"] if loader["training"]}
+    trained = {loader["id"] for loader in watch["loaders"] if loader["training"]} | set(told.get("training", ()))
     for loader in data["loaders"]:
         loader["training"] = loader["training"] or loader["id"] in trained
     outcome, reason, end = _ending(process)
