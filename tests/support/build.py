@@ -293,10 +293,12 @@ class Run:
         frozen: Iterable[int] = (),
         total: float | None = None,
         after: float | None = None,
+        **measured: Any,
     ) -> Run:
         """One optimizer step with its measurement.
 
         ``gradient``: norm of every held parameter's gradient, or per parameter. ``weight``: root mean square.
+        ``measured``: further fields of the measurement.
         """
         held = [i for g in self.optimizers[optimizer].groups for i in g.parameters]
         index = sum(1 for e in self.events if isinstance(e, OptimizerStep) and e.optimizer == optimizer)
@@ -328,6 +330,7 @@ class Run:
                 frozen=tuple(frozen),
                 gradient_norm_total=norm,
                 gradient_norm_after_backward=after if after is not None else norm,
+                **measured,
             )
         )
         for i in held:

@@ -61,6 +61,14 @@ class Optimizers:
             found = self.watched[number] = OptimizerWatch(number, optimizer)
         return found
 
+    def number_of(self, optimizer: Any) -> int | None:
+        """The number of a known optimizer, or of the one whose groups a wrapper (Lightning's) shares."""
+        number = self.recorder.optimizers.get(optimizer)
+        if number is not None:
+            return number
+        groups = optimizer.param_groups
+        return next((w.number for w in self.watched.values() if w.optimizer.param_groups is groups), None)
+
     def holds(self) -> set[int]:
         """Numbers of all parameters that any known optimizer holds."""
         held: set[int] = set()
@@ -423,7 +431,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
         recorder.event(
             "zero_grad",
             at=recorder.user_line(),
-            optimizer=recorder.optimizers.get(self),
+            optimizer=optimizers.number_of(self),
             set_to_none=bool(set_to_none),
             had_gradients=had,
         )
