@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
@@ -37,8 +38,9 @@ def half_precision_optimizer_math(run: Recording) -> Iterator[Finding]:
     After the watched steps the state of every group that is kept in half precision is sampled, and the optimizer's
     own operations are repeated on it in the dtype that it computes in (fused kernels compute in float32 and round
     what they store): how many second moments are 0 while the gradient is not, how many cannot decay, for how many
-    eps is lost, and by what factor the step differs from that in float32. Where only the dtypes are known, the
-    arithmetic alone decides and the finding is a warning.
+    eps is lost. The same elements are carried along in float32 from the first watched step on, with the gradients that
+    the steps used: how many take another step, and by what factor. Where only the dtypes are known, the arithmetic
+    alone decides and the finding is a warning.
 
     ## What to do
     Keep parameters and state in float32 and compute in half precision under `torch.autocast` (Lightning
@@ -114,7 +116,9 @@ def _finding(optimizer: Optimizer, fault: str, groups: list[tuple[ParamGroup, Se
     ratios = [m.step_ratio for m in moments if m.step_ratio is not None]
     ratio = max(ratios, key=lambda r: abs(r - 1.0), default=None)
     which = f" (param {'group' if len(groups) == 1 else 'groups'} {', '.join(str(g.index) for g, _ in groups[:6])})"
-    head = f"{name_optimizer(optimizer)} computes in {dtype}{which if len(optimizer.groups) > 1 else ''}"
+    how = {m.implementation for m in moments}
+    where = f"keeps its state in {dtype}" if how == {"fused"} else f"computes in {dtype}"
+    head = f"{name_optimizer(optimizer)} {where}{which if len(optimizer.groups) > 1 else ''}"
     severity: Severity | None = None
     if fault == "eps":
         zero = sum(m.zero for m in moments)
@@ -154,7 +158,13 @@ def _finding(optimizer: Optimizer, fault: str, groups: list[tuple[ParamGroup, Se
             "sampled elements: it no longer bounds their step."
         )
         fix = "Keep weights and state in float32 and compute in half precision under torch.autocast, or raise eps."
-    if ratio is not None and abs(ratio - 1) > 0.02:
+    affected = sum(m.affected or 0 for m in moments)
+    others = [m.affected_ratio for m in moments if m.affected_ratio is not None]
+    if affected >= 0.01 * elements and others:
+        worst = max(others, key=lambda r: abs(math.log(r)) if r > 0 else math.inf)
+        share = percent(affected, elements)
+        message += f" For {share} of the sampled elements the step taken is {number(worst)} times that in float32."
+    elif ratio is not None and abs(ratio - 1) > 0.02:
         message += f" The step taken is {number(ratio)} times that in float32 (median)."
     if not moments:
         severity = Severity.WARNING
@@ -173,6 +183,9 @@ def _finding(optimizer: Optimizer, fault: str, groups: list[tuple[ParamGroup, Se
             "stuck": sum(m.stuck for m in moments),
             "unbounded": sum(m.unbounded for m in moments),
             "step_ratio": ratio,
+            "affected": affected,
+            "affected_ratio": [m.affected_ratio for m in moments],
+            "implementation": sorted({m.implementation for m in moments if m.implementation}),
         },
         fix=fix,
         severity=severity,

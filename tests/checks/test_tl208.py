@@ -48,6 +48,18 @@ def test_a_second_moment_that_cannot_fall_in_bfloat16() -> None:
     assert "0.37 times that in float32" in finding.message
 
 
+def test_how_many_elements_take_another_step_and_by_what_factor() -> None:
+    moments = moment("bfloat16", eps_rounded=1.001e-8, stuck=990, step_ratio=0.99, affected=400, affected_ratio=0.37)
+    _, finding = only(check, trained("bfloat16"), second_moments=moments)
+    assert "For 40% of the sampled elements the step taken is 0.37 times that in float32" in finding.message
+
+
+def test_fused_kernels_only_store_in_half_precision() -> None:
+    moments = moment("bfloat16", eps_rounded=1e-8, stuck=990, implementation="fused")
+    _, finding = only(check, trained("bfloat16", fused=True), second_moments=moments)
+    assert "keeps its state in bfloat16" in finding.message
+
+
 def test_a_faster_decay_does_not_stick() -> None:
     run = trained("bfloat16", betas=(0.9, 0.95))
     assert findings(check, run, second_moments=moment("bfloat16", eps_rounded=1.001e-8, stuck=0)) == []

@@ -14,7 +14,7 @@ from .gradients import GradientTrace
 from .modules import dtype_name
 from .outsiders import Outsiders
 from .patching import ImportHooks, around, wrap
-from .second_moment import second_moments
+from .second_moment import SecondMoments
 from .watch import Session, world_size
 
 
@@ -39,6 +39,7 @@ class OptimizerWatch:
         self.unscaled = False
         self.closure_calls = 0
         self.inside: dict[str, Any] | None = None
+        self.moments = SecondMoments(number)
         #: Samples of its parameters at the first backward, to tell whether something else moves them.
         self.at_first_backward: measure.Samples | None = None
 
@@ -152,7 +153,7 @@ class Optimizers:
         try:
             return call(*args)
         except Exception as error:
-            self.recorder.problem(f"gradients: {call.__name__}", error)
+            self.recorder.problem(call.__qualname__, error)
             return None
 
     def _held(self, watched: OptimizerWatch) -> list[tuple[int, Any]]:
@@ -193,6 +194,7 @@ class Optimizers:
             self._read_gradients(watched, inside)
         inside["samples"] = measure.Samples(parameters)
         inside["bits"] = {n: measure.bits(p) for n, p in parameters if n in watched.suspects}
+        self._tracing(watched.moments.before, optimizer, closure)
         watched.closure_calls = 0
         watched.inside = inside
         inside["time"] = time.perf_counter()
@@ -266,9 +268,8 @@ class Optimizers:
             self._write_state(watched)
         watched.steps += 1
         self._tracing(watched.trace.step_ended, parameters)
-        if watched.steps <= 20:
-            for payload in second_moments(watched.number, optimizer):
-                self.recorder.emit("second_moment", payload)
+        for payload in self._tracing(watched.moments.after, optimizer) or ():
+            self.recorder.emit("second_moment", payload)
         self.recorder.flush_later()
         self.session.stepped(watched.number)
 

@@ -656,6 +656,9 @@ class TargetRows:
     #: the batch by its name, with what it is (``mask``, ``lengths``, ``values``).
     padding: int = 0
     padding_kind: str = ""
+    #: The value of the input there (``None`` for vectors), and positions of the runs after the first of each.
+    padding_value: float | None = None
+    padding_repeats: int = 0
     shown_by: str = ""
     #: A second tensor that shows the same padding: a mask, lengths, the padding_idx of an embedding.
     confirmed_by: str = ""
@@ -874,6 +877,9 @@ class SchedulerStep:
     rates_after: tuple[float, ...] = ()
     #: This call was made by the scheduler's own constructor.
     initial: bool = False
+    #: What the program passed as ``step(epoch)``: a place in the schedule, which then counts no calls. For one that
+    #: follows a metric, nothing.
+    epoch: float | None = None
     at: SourceLine | None = None
 
 
@@ -1074,8 +1080,15 @@ class SecondMoment:
     stuck: int = 0
     #: Elements whose denominator ``sqrt(v) + eps`` equals ``sqrt(v)`` although ``sqrt(v) <= 100 * eps``.
     unbounded: int = 0
-    #: Median of (step taken / step in float32) over the sampled elements.
+    #: Median of (step taken / step in float32) over the sampled elements: by the optimizer's arithmetic from the same
+    #: state and gradients, before the weights round it.
     step_ratio: float | None = None
+    #: Elements whose step differs from that in float32 by more than 10% (``None``: formula not known), and the median
+    #: ratio of these; ``None`` when that is infinite.
+    affected: int | None = None
+    affected_ratio: float | None = None
+    #: ``fused``, ``foreach`` or ``for-loop``.
+    implementation: str = ""
 
 
 # --------------------------------------------------------------------------------------------- epoch boundary
