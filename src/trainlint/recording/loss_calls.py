@@ -110,13 +110,13 @@ def lines_of_losses(calls: Iterable[LossCall], *, by_maker: bool = False) -> lis
     return [LossLine(name, members[0].at, tuple(members), key) for (name, _, _, key), members in groups.items()]
 
 
-def lines_of(run: Recording, functions: Iterable[str]) -> list[LossLine]:
-    """The lines that call these losses for training, by the operation that made their input.
+def lines_of(run: Recording, functions: Iterable[str], *, by_maker: bool = False) -> list[LossLine]:
+    """The lines that call these losses for training.
 
     A backward came back to at least one call of each (or the loss refused its arguments): a loss that is computed to be
     logged is none of these.
     """
-    lines = lines_of_losses(calls_of(run, functions), by_maker=True)
+    lines = lines_of_losses(calls_of(run, functions), by_maker=by_maker)
     if not any(c.gradient is not None for c in of_kind(run, LossCall)):
         return lines
     return [line for line in lines if any(c.gradient is not None or c.raised for c in line.calls)]
