@@ -840,6 +840,8 @@ class ScalerEvent:
     optimizer: int | None = None
     enabled: bool = True
     skipped: bool | None = None
+    #: ``GradScaler``, ``ShardedGradScaler`` (FSDP) ...
+    class_name: str = ""
     at: SourceLine | None = None
 
 
