@@ -70,7 +70,7 @@ def _finding(run: Recording, stale: Stale) -> Finding:
     norms = dict(zip(run.outsiders.parameters, run.outsiders.gradient_norm, strict=False)) if run.outsiders else {}
     largest = max(stale.own, key=lambda p: norms.get(p.id) or 0.0)
     count = len(stale.held)
-    what = f"{'all ' if stale.whole else ''}{plural(count, 'tensor')}"
+    what = f"nothing but {plural(count, 'tensor')}" if stale.whole else plural(count, "tensor")
     if stale.former_root is not None:
         former = roots[stale.former_root].class_name if stale.former_root in roots else "module"
         whose = f"of another {former} than the {model} that is trained"

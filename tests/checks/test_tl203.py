@@ -19,7 +19,7 @@ def test_every_tensor_was_replaced() -> None:
     run.backward().step(adam, gradient=None, moved=False).unheld(net)
     severity, finding = only(check, run)
     assert severity == "error"
-    assert "all 2 tensors" in finding.message
+    assert "nothing but 2 tensors" in finding.message
     assert finding.evidence["tensors"] == 4
 
 

@@ -41,6 +41,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
             call=call,
             scale=session.loss_scale,
             enabled=bool(scaler.is_enabled()),
+            class_name=type(scaler).__name__,
             **fields,
         )
 
@@ -86,3 +87,12 @@ def install(session: Session, hooks: ImportHooks) -> None:
     wrap(scaler, "unscale_", around(after=after_unscale))
     wrap(scaler, "step", around(before_step, after_step))
     wrap(scaler, "update", around(after=after_update))
+
+    def on_sharded(module: Any) -> None:
+        # It replaces all but step with methods of its own.
+        sharded = module.ShardedGradScaler
+        wrap(sharded, "scale", around(before=before_scale))
+        wrap(sharded, "unscale_", around(after=after_unscale))
+        wrap(sharded, "update", around(after=after_update))
+
+    hooks.on_import("torch.distributed.fsdp.sharded_grad_scaler", on_sharded)

@@ -490,6 +490,20 @@ class ModeChanged:
 
 
 @dataclass(frozen=True)
+class ModeCall:
+    """A call of ``train()`` or ``eval()`` that is why modules are in eval."""
+
+    #: Class of the module it was called on.
+    on: str
+    #: ``program`` (its own code), ``library`` (``from_pretrained``), or ``override``: the ``train`` method of a class
+    #: keeps the modules in eval, or somebody set their attribute after a ``train()``.
+    how: str
+    seq: int
+    modules: tuple[str, ...] = ()
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
 class ModeState:
     """Modes in one root, written when they differ from what was last written for the same moment.
 
@@ -508,12 +522,8 @@ class ModeState:
     in_eval: tuple[str, ...] = ()
     n_eval: int = 0
     n_train: int = 0
-    #: The last call that set the mode of the first one in eval: line, class of the module it was made on, and by whom:
-    #: ``program`` (its own code), ``library`` (``from_pretrained``), ``override`` (the ``train`` method of a class).
-    set_by: SourceLine | None = None
-    set_on: str = ""
-    set_how: str = ""
-    set_seq: int | None = None
+    #: The last calls that set the modes of those in eval; modules that no call was made for are in none.
+    calls: tuple[ModeCall, ...] = ()
     #: Batches that the running statistics took in, summed over the norms.
     batches_tracked: int | None = None
 
