@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from .core import Recorder
+from .graph import Paths, changed
 from .modules import dtype_name
 from .patching import ImportHooks, wrap
 from .watch import Session
@@ -30,6 +31,10 @@ _THROUGH = (
 )
 _MEANS = ("MeanBackward0", "MeanBackward1")
 _SUMS = ("SumBackward0", "SumBackward1")
+
+
+#: Number of the event, parameters without a gradient, gradients to compare.
+Begun = tuple[int, list[Any], list[Any]]
 
 
 class Ancestry:
@@ -120,10 +125,11 @@ def install(session: Session, hooks: ImportHooks) -> None:
     import torch
 
     recorder: Recorder = session.recorder
+    paths = Paths(session)
     running = threading.local()
 
     @recorder.quiet
-    def begins(tensors: Any, grad_tensors: Any, retain_graph: Any, create_graph: Any) -> tuple[int, list[Any]] | None:
+    def begins(tensors: Any, grad_tensors: Any, retain_graph: Any, create_graph: Any) -> Begun | None:
         if not session.backwards:
             session.training_thread = threading.get_ident()  # the thread that trains, which need not be the main one
         if threading.get_ident() != session.training_thread:
@@ -132,13 +138,19 @@ def install(session: Session, hooks: ImportHooks) -> None:
         if session.backwards == 1:
             session.modules.scan()
             recorder.mark("backward")
-        loss = tensors if isinstance(tensors, torch.Tensor) else next(iter(tensors), None)
-        if not isinstance(loss, torch.Tensor):
+        session.modules.modes.look("backward")
+        given = [tensors] if isinstance(tensors, torch.Tensor) else [t for t in tensors if isinstance(t, torch.Tensor)]
+        if not given:
             return None
+        loss = given[0]
+        path, gradients = paths.look(given)
         fields: dict[str, Any] = {
+            **path,
             "dtype": dtype_name(loss.dtype),
             "numel": loss.numel(),
-            "requires_grad": bool(loss.requires_grad),
+            "requires_grad": all(t.requires_grad for t in given),
+            "grad_enabled": torch.is_grad_enabled(),
+            "inference": loss.is_inference(),
             "grad_fn": loss.grad_fn.name() if loss.grad_fn is not None else None,
             "retain_graph": bool(retain_graph or create_graph),
             "loss_scale": session.loss_scale,
@@ -159,7 +171,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
         if loss.numel() == 1:
             recorder.later(seq, "value", loss.detach())
         session.optimizers.backward_begins()
-        return seq, bare()
+        return seq, bare(), gradients
 
     def bare() -> list[Any]:
         """Parameters of the known optimizers that have no gradient."""
@@ -172,14 +184,21 @@ def install(session: Session, hooks: ImportHooks) -> None:
         ]
 
     @recorder.quiet
-    def ended(seq: int, before: list[Any]) -> None:
+    def ended(seq: int, before: list[Any], gradients: list[Any]) -> None:
         if threading.get_ident() != session.training_thread:
             return
         reached = {id(p) for p in before if p.grad is not None}  # two optimizers may hold one parameter
-        recorder.emit("event_value", {"seq": seq, "new_gradients": len(reached)})
+        values: dict[str, Any] = {"new_gradients": len(reached)}
+        if gradients:
+            values["gradients_changed"] = changed(gradients)
+        recorder.emit("event_value", {"seq": seq, **values})
         session.optimizers.backward_ended(seq)
         if not session.steps and session.backwards >= recorder.settings.backward_cap:
             session.park("backward-cap")
+
+    @recorder.quiet
+    def raised(seq: int, error: BaseException) -> None:
+        recorder.emit("event_value", {"seq": seq, "raised": f"{type(error).__name__}: {error}"[:500]})
 
     def make(original: Any) -> Any:
         def backward(
@@ -198,6 +217,10 @@ def install(session: Session, hooks: ImportHooks) -> None:
             running.inside = True
             try:
                 result = original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
+            except Exception as error:
+                if begun is not None:
+                    raised(begun[0], error)
+                raise
             finally:
                 running.inside = False
             if begun is not None:

@@ -226,6 +226,8 @@ def _install_forward(session: Session) -> None:
                 continue
             if getattr(root, "_compiled_call_impl", None) is not None:
                 continue
+            if type(root).__name__ == "RecursiveScriptModule":
+                continue  # takes no hooks
             hooks = root._forward_pre_hooks.values()
             if not any(isinstance(h, ForwardHook) for h in hooks):
                 root.register_forward_pre_hook(ForwardHook(session, number), with_kwargs=True)

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from .core import Recorder
+from .modes import Modes
 from .patching import ImportHooks, wrap
 from .watch import Session, rank, world_size
 
@@ -44,6 +45,7 @@ class Modules:
         self._emitted: dict[int, dict[str, Any]] = {}
         self._program_written = False
         self._unregistered: dict[int, str] = {}
+        self.modes = Modes(session)
 
     def scan(self) -> None:
         """Find roots and emit them. Called at the first backward and when an optimizer steps for the first time."""
@@ -59,6 +61,7 @@ class Modules:
                 children.update(id(child) for child in held.values() if child is not None)
         self.roots = [m for m in found if id(m) not in children]
         self._unregistered = unregistered(found, module)
+        self.modes.forget()
         for root in self.roots:
             self._emit_root(root)
         self.write_program()
@@ -98,6 +101,7 @@ class Modules:
                 "wrappers": wrappers,
                 "submodules": submodules,
                 "unregistered_in": self._unregistered.get(id(root), ""),
+                "mode_sensitive": self.modes.describe(number, root, inner),
             },
         )
         for ident, tensor in tensors.items():
@@ -284,13 +288,14 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     @recorder.quiet
     def note(module: Any, mode: bool) -> None:
-        recorder.event(
+        seq = recorder.event(
             "mode",
             at=recorder.user_line(),
             root=recorder.roots.get(module),
             training=bool(mode),
             class_name=type(module).__name__,
         )
+        modules.modes.called(module, bool(mode), seq)
 
     def make(original: Any) -> Any:
         def train(self: Any, mode: bool = True) -> Any:

@@ -19,6 +19,7 @@ PARTS = (
     "losses",
     "schedulers",
     "dataloaders",
+    "modes",
     "clipping",
     "amp",
     "checkpoints",
