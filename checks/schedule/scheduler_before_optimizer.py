@@ -9,7 +9,6 @@ from trainlint.recording.describe import name_optimizer, name_scheduler, number,
 from trainlint.recording.intervals import Timeline
 from trainlint.recording.projection import active_schedulers
 from trainlint.recording.schema import (
-    Backward,
     Optimizer,
     OptimizerStep,
     ScalerEvent,
@@ -87,7 +86,7 @@ def _judge(
     call = early[0]
     if call.rates_before and not any(call.rates_before) and any(call.rates_after):
         return None  # taken off a first value of 0 before training starts
-    if len(steps) > 1 and any(isinstance(e, Backward) and e.seq < call.seq for e in run.events):
+    if len(steps) > 1:
         between = [e for e in calls if steps[0].seq < e.seq < steps[1].seq]
         if len(between) > 1:
             return None  # several calls per optimizer step

@@ -101,6 +101,14 @@ def is_plateau(scheduler: Any) -> bool:
     return any(cls.__name__ == "ReduceLROnPlateau" for cls in type(scheduler).__mro__)
 
 
+def _place(scheduler: Any, epoch: Any) -> float | None:
+    """The number that a program passed to ``step()`` of a scheduler that takes an epoch there."""
+    if epoch is None or is_plateau(scheduler) or getattr(epoch, "is_cuda", False):
+        return None  # reading a number from the GPU would make the program wait for it
+    number = scalar(epoch)
+    return float(number) if isinstance(number, (int, float)) and not isinstance(number, bool) else None
+
+
 def install(session: Session, hooks: ImportHooks) -> None:
     import torch
 
@@ -135,7 +143,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
     note_construction = recorder.quiet(schedulers.constructed)
 
     @recorder.quiet
-    def note_step(scheduler: Any, before: list[Any], initial: bool) -> None:
+    def note_step(scheduler: Any, before: list[Any], initial: bool, epoch: Any) -> None:
         watched = schedulers.of(scheduler)
         if not initial:
             watched.calls += 1
@@ -146,6 +154,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
             rates_before=before,
             rates_after=rates_of(scheduler),
             initial=initial,
+            epoch=_place(scheduler, epoch),
         )
 
     def make_step(original: Any) -> Any:
@@ -159,7 +168,8 @@ def install(session: Session, hooks: ImportHooks) -> None:
                 return original(self, *args, **kwargs)
             finally:
                 depth.stepping = 0
-                note_step(self, before, bool(getattr(depth, "building", 0)))
+                epoch = args[0] if args else kwargs.get("epoch")
+                note_step(self, before, bool(getattr(depth, "building", 0)), epoch)
 
         return step
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from trainlint.recording.cadence import Cadence
 from trainlint.recording.length import epochs_of, planned_length
-from trainlint.recording.projection import Projected, projection
-from trainlint.recording.schema import Optimizer, Recording, Scheduler
+from trainlint.recording.projection import Part, Projected, calls_seen, projection
+from trainlint.recording.schema import Optimizer, OptimizerStep, Recording, ScalerEvent, Scheduler
 from trainlint.recording.timeline import accumulation, steps_of, steps_per_epoch
+
+#: More epochs than anybody plans.
+_MANY_EPOCHS = 3000
 
 __all__ = ["Course", "ScheduleOnRun", "schedule_on_run"]
 
@@ -88,10 +91,25 @@ class ScheduleOnRun:
     #: Optimizer steps in the watch.
     watched: int
 
+    #: How often the program calls the scheduler.
+    cadence: Cadence
+    #: One of several schedulers whose factors multiply into the rate.
+    part: Part | None = None
+
     @property
-    def cadence(self) -> Cadence:
-        """How often the program calls the scheduler."""
-        return self.projected.cadence
+    def done_at(self) -> int | None:
+        """The step at which the schedule has run its course; ``None`` when it never has."""
+        return self.part.reaches_end_at_step if self.part is not None else self.projected.reaches_end_at_step
+
+    @property
+    def meant(self) -> float | None:
+        """The rate at the end of the course; with several schedulers, when each of them has run its own."""
+        return self.projected.meant_rate if self.part is not None else self.course.end
+
+    @property
+    def peak(self) -> float:
+        """The highest rate that the run is meant to have."""
+        return self.course.peak if self.part is None else max(self.course.peak, self.projected.peak_rate or 0.0)
 
     @property
     def horizon(self) -> int:
@@ -108,20 +126,49 @@ class ScheduleOnRun:
         due = [self.course.rate(n) for n in range(self.cadence.before_first + 2)]
         return len(rates) == 1 and any(r is not None and math.isclose(observed[0][1], r, rel_tol=1e-6) for r in due)
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the length can hardly be one in epochs: 200 may be 200 epochs as well as 2 epochs of 100 batches."""
+        in_steps = (
+            self.scheduler.class_name == "OneCycleLR" or "lr_lambda.num_training_steps" in self.scheduler.settings
+        )
+        return in_steps or self.horizon > _MANY_EPOCHS
+
+    @property
+    def no_call_in_source(self) -> bool:
+        """Whether every call of a ``step`` in the program's own source is known to be of something else."""
+        calls = self.run.source.step_calls if self.run.source is not None else None
+        if calls is None or any(fw.name in ("lightning", "transformers") for fw in self.run.frameworks):
+            return False
+        events = [e for e in self.run.events if isinstance(e, (OptimizerStep, ScalerEvent)) and e.at is not None]
+        others = {(e.at.file, e.at.line) for e in events if e.at is not None}
+        return bool(others) and all((c.file, c.line) in others for c in calls)
+
+    def alive_until(self, share: float) -> int | None:
+        """The last step whose rate is above this share of the peak; ``None`` when that cannot be said."""
+        points = self.projected.points
+        top = max((rate for _, rate in points), default=0.0)
+        if self.projected.end_rate is None or (self.steps or 0) < 20 or top <= 0:
+            return None
+        return max((n for n, rate in points if rate > share * top), default=0)
+
 
 def schedule_on_run(run: Recording, optimizer: Optimizer, scheduler: Scheduler) -> ScheduleOnRun:
     """Lay the schedule over the run: by the trainer's word on its length, else the config's."""
     course = Course(scheduler)
     planned = planned_length(run, optimizer.id)
+    projected = projection(run, optimizer.id, course.group, planned=planned)
     return ScheduleOnRun(
         run=run,
         scheduler=scheduler,
         course=course,
-        projected=projection(run, optimizer.id, course.group, planned=planned),
+        projected=projected,
         steps=planned[0] if planned else None,
         steps_source=planned[1] if planned else "",
         epochs=epochs_of(run, optimizer.id, planned[0] if planned else None),
         steps_per_epoch=steps_per_epoch(run, optimizer.id),
         micro=run.plan.accumulation or accumulation(run, optimizer.id) or 1,
         watched=len(steps_of(run, optimizer.id)),
+        cadence=calls_seen(run, scheduler, optimizer.id),
+        part=next((p for p in projected.parts if p.scheduler.id == scheduler.id), None),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from trainlint.recording.course import Course
 from trainlint.recording.describe import framework_settings, number, place, plural
-from trainlint.recording.projection import active_schedulers, planned_steps
+from trainlint.recording.projection import active_schedulers, own_schedulers, planned_steps
 from trainlint.recording.schema import (
     AutocastEntered,
     BatchFetched,
@@ -277,6 +277,8 @@ def lowest_rate(run: Recording) -> Observed | None:
     found: list[float] = []
     texts: list[str] = []
     for optimizer in stepping(run):
+        if len(own_schedulers(run, optimizer.id)) > 1:
+            return None  # where they end together is another question than where each ends
         for scheduler in active_schedulers(run, optimizer.id):
             course = Course(scheduler) if scheduler.curve and not scheduler.metric else None
             if course is None or course.horizon is None or course.end is None or course.flat:

@@ -10,16 +10,27 @@ Optimizer steps are numbered from 1 (the first watched step). The rate of step `
 
 from __future__ import annotations
 
-import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from trainlint.recording.cadence import Cadence, cadence
-from trainlint.recording.schema import Recording, Scheduler, StateLoaded
-from trainlint.recording.timeline import of_kind, steps_of
+from trainlint.recording.rate_curve import RateCurve, sets_rate
+from trainlint.recording.schema import Recording, Scheduler, SchedulerStep, StateLoaded
+from trainlint.recording.timeline import of_kind, steps_of, steps_per_epoch
 
-__all__ = ["OWN_RATE", "Cadence", "Projected", "active_schedulers", "planned_steps", "projection"]
+__all__ = [
+    "OWN_RATE",
+    "Cadence",
+    "Part",
+    "Projected",
+    "active_schedulers",
+    "calls_seen",
+    "own_schedulers",
+    "planned_steps",
+    "projection",
+]
 
 #: Points of a projected curve: more than a terminal or a page can show.
 _MAX_POINTS = 400
@@ -27,8 +38,6 @@ _MAX_POINTS = 400
 _TOLERANCE = 0.01
 #: Said of an optimizer that makes the rate it uses from the one in its groups.
 OWN_RATE = "no scheduler: the optimizer itself warms its rate up or adapts it"
-#: A change of the rate below this share of its peak is not worth drawing.
-_VISIBLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,30 @@ class Projected:
     #: Why there are no points.
     reason: str = ""
     scheduler: int | None = None
+    #: The schedulers whose factors multiply into the rate, when there are several.
+    parts: tuple[Part, ...] = ()
+    #: With several: the rate when each of them has run its course.
+    meant_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several schedulers that each multiply the rate they find."""
+
+    scheduler: Scheduler
+    curve: RateCurve
+    base_rate: float
+    cadence: Cadence
+    #: The step at which it has run its course; ``None`` when it never has.
+    reaches_end_at_step: int | None = None
+
+    def factor(self, calls: int) -> float | None:
+        """What it has made of the base rate after so many calls; ``None`` where that is not known."""
+        end = self.scheduler.horizon_calls
+        if self.scheduler.class_name.startswith("Cosine") and end is not None and calls > end:
+            return None  # from here on it adds to the rate that it finds
+        rate = self.curve.at(calls)
+        return None if rate is None or not self.base_rate else rate / self.base_rate
 
 
 def projection(
@@ -89,23 +122,30 @@ def projection(
         if used and used != observed:
             return replace(base, observed=used, reason=OWN_RATE)
         return _without_scheduler(recording, base)
+    waiting = [s for s in own_schedulers(recording, optimizer_id) if s not in schedulers]
+    if waiting:
+        names = " and ".join(dict.fromkeys(s.class_name for s in waiting))
+        text = f"{names} was not called in the watched steps: whether it is called per epoch, takes turns, or never"
+        return replace(base, reason=f"{text}, is not known")
     if len(schedulers) > 1:
-        names = ", ".join(s.class_name for s in schedulers)
-        return replace(base, reason=f"several schedulers set the rate of one optimizer ({names})")
+        return _together(recording, optimizer_id, group, schedulers, base)
     scheduler = schedulers[0]
-    seen = cadence(recording, scheduler, optimizer_id)
+    seen = calls_seen(recording, scheduler, optimizer_id)
     base = replace(base, cadence=seen, scheduler=scheduler.id)
     if scheduler.metric:
         return replace(base, reason=f"{scheduler.class_name} follows a metric, which only training itself can tell")
     if not scheduler.curve:
         why = f": {scheduler.curve_missing}" if scheduler.curve_missing else ""
         return replace(base, reason=f"the schedule of {scheduler.class_name} could not be projected{why}")
+    if any(e.epoch is not None for e in of_kind(recording, SchedulerStep) if e.scheduler == scheduler.id):
+        text = f"the program says where in its course {scheduler.class_name} is at every call: step(epoch)"
+        return replace(base, reason=text)
     if seen.kind == "unknown":
         return replace(base, reason=seen.text)
-    curve = _Curve.of(scheduler, group)
+    curve = RateCurve.of(scheduler, group)
     if curve is None:
         return replace(base, reason=f"{scheduler.class_name} has no rate for param group {group}")
-    return _along(recording, scheduler, curve, base)
+    return _along(recording, optimizer_id, scheduler, curve, base)
 
 
 def planned_steps(recording: Recording) -> tuple[int, str] | None:
@@ -123,8 +163,20 @@ def planned_steps(recording: Recording) -> tuple[int, str] | None:
 def active_schedulers(recording: Recording, optimizer_id: int) -> tuple[Scheduler, ...]:
     """The schedulers that set this optimizer's rate: without those inside a SequentialLR and those never stepped.
 
-    The parts of a SequentialLR or ChainedScheduler are built on the same optimizer before it; they are told by class
-    and order. Of several that remain, those that were stepped count; when none was, all of them.
+    Of several, those that were stepped or that a framework will step count; when there is none, all of them.
+    """
+    own = own_schedulers(recording, optimizer_id)
+    if len(own) < 2:
+        return own
+    later = recording.boundary.schedulers if recording.boundary is not None else ()
+    called = {s.id for s in (*own, *later) if s.calls > 0 or s.interval is not None}
+    return tuple(s for s in own if s.id in called) or own
+
+
+def own_schedulers(recording: Recording, optimizer_id: int) -> tuple[Scheduler, ...]:
+    """The schedulers built on this optimizer, without the parts of a SequentialLR or ChainedScheduler.
+
+    These are built on the same optimizer before it; they are told by class and order.
     """
     # A scheduler built on a wrapper (accelerate's AcceleratedOptimizer) may not say which optimizer is inside. When
     # there is only one, it is that; whether the rates follow is looked at before anything is projected.
@@ -136,84 +188,32 @@ def active_schedulers(recording: Recording, optimizer_id: int) -> tuple[Schedule
             parts = [s.id for s in own if s.class_name == child and s.id < holder.id and s.id not in inside]
             if parts:
                 inside.add(parts[-1])
-    remaining = [s for s in own if s.id not in inside]
-    if len(remaining) > 1:
-        remaining = [s for s in remaining if s.calls > 0] or remaining
-    return tuple(remaining)
+    return tuple(s for s in own if s.id not in inside)
 
 
-# ------------------------------------------------------------------------------------------- the scheduler's curve
+def calls_seen(recording: Recording, scheduler: Scheduler, optimizer_id: int) -> Cadence:
+    """The cadence as it is: a framework's word that it calls once per epoch does not hold where the program calls too.
+
+    (Lightning's default interval, and ``self.lr_schedulers().step()`` in ``training_step``.)
+    """
+    told = cadence(recording, scheduler, optimizer_id)
+    if scheduler.interval != "epoch" or (steps_per_epoch(recording, optimizer_id) or 1) < 2:
+        return told
+    seen = cadence(recording, replace(scheduler, interval=None), optimizer_id)
+    often = seen.observed and seen.kind == "step" and (seen.calls_per_step or 0) >= 1
+    return seen if often and len(steps_of(recording, optimizer_id)) > 2 else told
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """Rates over calls. The recorder's points lie dense up to the schedule's end and ever wider beyond it."""
-
-    calls: tuple[int, ...]
-    rates: tuple[float, ...]
-    #: Widest gap between two points that may be filled in: a cosine that turns is not seen through a wider one.
-    gap: float = math.inf
-    #: From this call on the rate no longer changes.
-    flat_from: float = math.inf
-
-    @classmethod
-    def of(cls, scheduler: Scheduler, group: int) -> _Curve | None:
-        points = sorted((p.calls, p.rates[group]) for p in scheduler.curve if group < len(p.rates))
-        if not points:
-            return None
-        calls, rates = tuple(c for c, _ in points), tuple(r for _, r in points)
-        flat = next((i for i in range(len(rates), 0, -1) if rates[i - 1] != rates[-1]), 0)
-        horizon = scheduler.horizon_calls
-        gap = max(1.0, horizon / 16) if horizon else math.inf
-        # Flat is believed when points beyond the schedule's end show it, or when the whole curve is.
-        beyond = flat == 0 or (horizon is not None and flat < len(rates) - 1 and calls[-1] > horizon)
-        return cls(calls, rates, gap, calls[flat] if beyond else math.inf)
-
-    @property
-    def last(self) -> int:
-        return self.calls[-1]
-
-    @property
-    def peak(self) -> float:
-        return max(self.rates)
-
-    def at(self, calls: int) -> float | None:
-        """Rate after ``calls`` calls, linear between points; ``None`` where it is not known."""
-        if calls >= self.flat_from:
-            return self.rates[-1]
-        if calls < self.calls[0] or calls > self.calls[-1]:
-            return None
-        right = bisect.bisect_left(self.calls, calls)
-        if self.calls[right] == calls:
-            return self.rates[right]
-        c0, c1, r0, r1 = self.calls[right - 1], self.calls[right], self.rates[right - 1], self.rates[right]
-        if c1 - c0 > self.gap:
-            return None
-        return r0 + (r1 - r0) * (calls - c0) / (c1 - c0)
-
-    def rise_ends(self) -> int:
-        """Calls until the rate stops rising from its start; 0 when it does not rise."""
-        end = 0
-        for i in range(1, len(self.rates)):
-            if self.rates[i] < self.rates[i - 1] * (1 - 1e-9):
-                break
-            if self.rates[i] > self.rates[i - 1] * (1 + 1e-9):
-                end = self.calls[i]
-        return end
-
-    def settles(self) -> int:
-        """Calls after which what remains of the curve can no longer be told apart in a drawing."""
-        last, visible = self.rates[-1], _VISIBLE * self.peak
-        moving = [c for c, r in zip(self.calls, self.rates, strict=True) if abs(r - last) > visible]
-        if not moving:
-            return self.calls[0]
-        # A tenth more, so that the flat part shows where there is one.
-        return min(math.ceil(1.1 * moving[-1]) + 1, self.last)
+# ------------------------------------------------------------------------------------------- along one curve
 
 
-def _along(recording: Recording, scheduler: Scheduler, curve: _Curve, base: Projected) -> Projected:
+def _along(
+    recording: Recording, optimizer_id: int, scheduler: Scheduler, curve: RateCurve, base: Projected
+) -> Projected:
     seen = base.cadence
-    offset = _offset(recording, scheduler, curve, seen, base.observed)
+    offset = None
+    if not _replaced(recording, optimizer_id, scheduler):
+        offset = _offset(recording, optimizer_id, scheduler, curve, seen, base.observed)
     if offset is None:
         return replace(
             base,
@@ -250,15 +250,23 @@ def _along(recording: Recording, scheduler: Scheduler, curve: _Curve, base: Proj
 
 
 def _offset(
-    recording: Recording, scheduler: Scheduler, curve: _Curve, seen: Cadence, observed: Sequence[tuple[int, float]]
+    recording: Recording,
+    optimizer_id: int,
+    scheduler: Scheduler,
+    curve: RateCurve,
+    seen: Cadence,
+    observed: Sequence[tuple[int, float]],
 ) -> int | None:
     """How many calls the schedule had behind it when this run began: 0, or what a loaded state tells; None: no fit."""
     tolerance = _TOLERANCE * max(curve.peak, max((r for _, r in observed), default=0.0))
 
+    made = _calls_made(recording, scheduler, optimizer_id)
+
     def fits(offset: int) -> bool:
         for step, rate in observed:
-            expected = curve.at(seen.calls_before(step) + offset)
-            if expected is not None and abs(expected - rate) > tolerance:
+            counts = made.get(step) or (seen.calls_before(step),)
+            expected = [r for n in counts if (r := curve.at(n + offset)) is not None]
+            if expected and all(abs(r - rate) > tolerance for r in expected):
                 return False
         return True
 
@@ -270,6 +278,27 @@ def _offset(
     found = [c for c in curve.calls if c > 0 and fits(c)]
     # A flat or symmetric curve fits in several places: then the place is not known.
     return found[0] if found and found[-1] - found[0] <= max(2, curve.last // 50) else None
+
+
+def _replaced(recording: Recording, optimizer_id: int, scheduler: Scheduler) -> bool:
+    """Whether no watched step that a call preceded used a rate that the call had left: something sets it again."""
+    calls = [e for e in of_kind(recording, SchedulerStep) if e.scheduler == scheduler.id and not e.initial]
+    kept = []
+    for step, low in zip(steps_of(recording, optimizer_id)[1:], steps_of(recording, optimizer_id), strict=False):
+        left = [c.rates_after for c in calls if low.seq < c.seq < step.seq]
+        if left:
+            kept.append(any(math.isclose(a, b, rel_tol=1e-9) for a in left[-1] for b in step.rates))
+    return len(kept) > 1 and not any(kept)
+
+
+def _calls_made(recording: Recording, scheduler: Scheduler, optimizer_id: int) -> dict[int, tuple[int, ...]]:
+    """Calls that had been made when each watched step began and when it ended: a closure may make some."""
+    calls = [e.seq for e in of_kind(recording, SchedulerStep) if e.scheduler == scheduler.id and not e.initial]
+    out = {}
+    for step in steps_of(recording, optimizer_id):
+        counts = {sum(1 for c in calls if c < seq) for seq in (step.began or step.seq, step.seq)}
+        out[step.index + 1] = tuple(sorted(counts))
+    return out
 
 
 def _shifted(calls_before: Callable[[int], int], offset: int) -> Callable[[int], int]:
@@ -306,6 +335,96 @@ def _grid(horizon: int, extra: Sequence[int | None]) -> list[int]:
         steps = {1 + round(i * (horizon - 1) / (_MAX_POINTS - 1)) for i in range(_MAX_POINTS)}
     steps.update(n for n in extra if n is not None and 1 <= n <= horizon)
     return sorted(steps)
+
+
+# ---------------------------------------------------------------------------------------- several schedulers
+
+
+def _together(
+    recording: Recording, optimizer_id: int, group: int, schedulers: Sequence[Scheduler], base: Projected
+) -> Projected:
+    """Several schedulers on one optimizer, each called at its own cadence: the product of what each makes of the rate.
+
+    Most of torch's schedulers multiply the rate that they find, and so work together; others set it from the base
+    rate, and nothing of another's work remains.
+    """
+    names = ", ".join(s.class_name for s in schedulers)
+    several = f"several schedulers set the rate of one optimizer ({names})"
+    parts: list[Part] = []
+    for s in schedulers:
+        if s.metric:
+            return replace(base, reason=f"{several}; {s.class_name} follows a metric, which only training can tell")
+        if sets_rate(s) is not False:
+            return replace(base, reason=f"{several}; what {s.class_name} makes of the others' rate is not known")
+        curve = RateCurve.of(s, group)
+        if curve is None or group >= len(s.base_rates):
+            why = f" ({s.curve_missing})" if s.curve_missing else ""
+            return replace(base, reason=f"{several}; {s.class_name} could not be projected{why}")
+        seen = calls_seen(recording, s, optimizer_id)
+        if seen.kind == "unknown":
+            return replace(base, reason=f"{several}; {s.class_name}: {seen.text}")
+        reached = _first_step(seen.calls_before, s.horizon_calls, seen)
+        parts.append(Part(s, curve, s.base_rates[group], seen, reached))
+    text = "; ".join(f"{p.scheduler.class_name} {p.cadence.text}" for p in parts)
+    base = replace(base, parts=tuple(parts), source=text, cadence=Cadence("several", text, observed=True))
+    if not _product_fits(recording, optimizer_id, parts, base.observed):
+        return replace(base, reason=f"the watched rates are not the product of {names}: something else sets them too")
+    return _product(parts, base)
+
+
+def _rate_of(parts: Sequence[Part], calls: Sequence[int]) -> float | None:
+    rate = parts[0].base_rate
+    for part, n in zip(parts, calls, strict=True):
+        factor = part.factor(n)
+        if factor is None:
+            return None
+        rate *= factor
+    return rate
+
+
+def _product_fits(
+    recording: Recording, optimizer_id: int, parts: Sequence[Part], observed: Sequence[tuple[int, float]]
+) -> bool:
+    made = [_calls_made(recording, p.scheduler, optimizer_id) for p in parts]
+    for step, rate in observed:
+        due = [
+            r
+            for counts in itertools.product(*(m.get(step, (0,)) for m in made))
+            if (r := _rate_of(parts, counts)) is not None
+        ]
+        if due and all(abs(r - rate) > _TOLERANCE * max(parts[0].base_rate, rate) for r in due):
+            return False
+    return True
+
+
+def _product(parts: Sequence[Part], base: Projected) -> Projected:
+    ends = [p.reaches_end_at_step for p in parts]
+    if base.horizon_steps is None:
+        known = [n for n in ends if n is not None]
+        guess = max(known, default=0) - 1
+        if guess > 0:
+            base = replace(base, horizon_steps=guess, horizon_source="schedule" if None not in ends else "open")
+    horizon = base.horizon_steps or max((n for n, _ in base.observed), default=1)
+    rises = (_first_step(p.cadence.calls_before, p.curve.rise_ends(), p.cadence) for p in parts)
+    wanted = _grid(horizon, (*ends, *rises, *(n for n, _ in base.observed)))
+    points = tuple(
+        (n, r) for n in wanted if (r := _rate_of(parts, [p.cadence.calls_before(n) for p in parts])) is not None
+    )
+    last = _rate_of(parts, [p.cadence.calls_before(horizon) for p in parts])
+    done = [
+        p.scheduler.horizon_calls if p.scheduler.horizon_calls is not None else p.cadence.calls_before(horizon)
+        for p in parts
+    ]
+    peak = max((rate for _, rate in points), default=None)
+    return replace(
+        base,
+        points=points,
+        end_rate=last if base.horizon_source != "open" else None,
+        peak_rate=peak,
+        warmup_steps=next((n - 1 for n, rate in points if peak is not None and rate >= peak * (1 - 1e-9)), None),
+        reaches_end_at_step=max(n for n in ends if n is not None) if None not in ends else None,
+        meant_rate=_rate_of(parts, done),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- no scheduler
