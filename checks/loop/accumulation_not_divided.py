@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording.describe import framework_settings, name_optimizer, number, place, plural, uses
 from trainlint.recording.intervals import Interval, Timeline
-from trainlint.recording.micro_batches import micro_batches, shares_of
+from trainlint.recording.micro_batches import micro_batches, shares_of, supervision
 from trainlint.recording.schema import Backward, Clip, LossCall, Optimizer
 
 #: How far a divisor may be from 1, or a norm from another, and still be called equal.
@@ -175,7 +175,7 @@ def _finding(run: Recording, optimizer: Optimizer, windows: Sequence[_Window]) -
         f"{plural(n, 'micro-batch')} per step of {name_optimizer(optimizer)} are added up undivided: each backward "
         f"({place(backward.at) or 'unknown line'}) gets a full mean loss ({how}), so gradients are {n} times too large."
     )
-    large = _large_batch(run, typical)
+    large = _large_batch(typical)
     if norm is not None:
         message += f" Measured norm {number(norm)}; one batch of the same samples has {number(norm / large.ratio)}"
         message += f", {large.angle:.0f} degrees away." if large.angle is not None and large.angle >= 1 else "."
@@ -208,18 +208,14 @@ class _LargeBatch:
     angle: float | None = None
 
 
-def _large_batch(run: Recording, window: _Window) -> _LargeBatch:
+def _large_batch(window: _Window) -> _LargeBatch:
     """Measured where the shares of the micro-batches are known, else by the count of equal micro-batches."""
     n = len(window.backwards)
     shares = shares_of(window.interval)
     if shares is None:
         return _LargeBatch(n)
-    counted = {e.seq: e.target for e in run.events if isinstance(e, LossCall) and e.target is not None}
-    sizes = []
-    for backward in window.backwards:
-        target = counted.get(backward.loss_call) if backward.loss_call is not None else None
-        sizes.append(target.positions - (target.ignored or 0) if target is not None and not target.sampled else 0)
-    weights = [size / sum(sizes) for size in sizes] if all(sizes) else [1 / n] * n
+    sizes = [s.positions for s in supervision(window.interval, window.backwards) or ()]
+    weights = [size / sum(sizes) for size in sizes] if sizes else [1 / n] * n
     norm, cosine = shares.norm(weights), shares.cosine([1.0] * n, weights)
     if not norm or cosine is None:
         return _LargeBatch(n)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from trainlint.recording.intervals import Interval, clears, new_data, same_line
-from trainlint.recording.schema import Backward, BatchFetched, Optimizer, OptimizerStep, Recording
+from trainlint.recording.schema import Backward, BatchFetched, LossCall, Optimizer, OptimizerStep, Recording
 
-__all__ = ["MicroBatches", "Shares", "micro_batches", "shares_of"]
+__all__ = ["MicroBatches", "Shares", "Supervision", "micro_batches", "shares_of", "supervision"]
 
 
 @dataclass(frozen=True)
@@ -104,3 +104,55 @@ def shares_of(interval: Interval) -> Shares | None:
         return None
     count = len(m.share_backwards)
     return Shares(tuple(row[:count] for row in m.share_products[:count]))
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """How many positions (tokens) a micro-batch is supervised at, and how much each weighs in its backward's tensor."""
+
+    positions: int
+    weight: float
+    loss: LossCall
+
+
+def supervision(interval: Interval, backwards: Sequence[Backward]) -> tuple[Supervision, ...] | None:
+    """One for each backward; ``None`` unless each has a loss over class indices whose gradient was seen, and no other.
+
+    What backward sent to the loss says what a position weighs, whatever the program did with the loss in between.
+    """
+    out = []
+    low = interval.after
+    for backward in backwards:
+        calls = [e for e in interval.between(low, backward.seq) if isinstance(e, LossCall) and _optimized(e)]
+        found = [_supervision(call) for call in calls]
+        known = [s for s in found if s is not None]
+        if not calls or len(known) < len(calls):
+            return None
+        weight = known[0].weight
+        # A long sequence may be taken in chunks, all of one weight; different ones are different losses.
+        if any(not math.isclose(s.weight, weight, rel_tol=0.01) for s in known):
+            return None
+        out.append(Supervision(sum(s.positions for s in known), weight, known[0].loss))
+        low = backward.seq
+    return tuple(out)
+
+
+def _optimized(call: LossCall) -> bool:
+    return call.gradient is not None and call.gradient.total != 0
+
+
+def _supervision(call: LossCall) -> Supervision | None:
+    target, gradient = call.target, call.gradient
+    if target is None or gradient is None or target.ignored is None or target.sampled or "weight" in call.options:
+        return None
+    count = target.positions - target.ignored
+    if call.reduction == "sum":
+        weight = gradient.total
+    elif call.reduction == "mean":
+        weight = gradient.total / count if count else 0.0
+    else:
+        # Unreduced: what was multiplied by a mask gets no gradient; the rest must weigh the same.
+        count = gradient.nonzero or 0
+        even = gradient.smallest and gradient.largest and gradient.largest <= 1.01 * gradient.smallest
+        weight = gradient.total / count if count and even else 0.0
+    return Supervision(count, weight, call) if count and weight > 0 and math.isfinite(weight) else None
