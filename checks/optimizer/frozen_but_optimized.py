@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from trainlint.contract import Finding, NotObserved, ParameterName, Recording, Severity, check
+from trainlint.recording.boundary import across_the_epoch
 from trainlint.recording.describe import by_module, lines_of, name_optimizer, number, plural, uses
 from trainlint.recording.intervals import Timeline
 from trainlint.recording.schema import Optimizer, Parameter, StepMeasurement
@@ -26,6 +27,7 @@ def frozen_but_optimized(run: Recording) -> Iterator[Finding]:
     For every tensor that has `requires_grad=False` while its optimizer steps, the value is compared before and after
     the step. It moved: an error, with the distance. It did not move in the watched steps, but has a gradient tensor
     left and the optimizer has weight decay or momentum that will move it once the learning rate leaves 0: a warning.
+    The first steps of the next epoch are looked at in the same way, so that freezing at the end of an epoch is seen.
 
     A frozen tensor without a gradient is skipped by every torch optimizer: exactly no drift, neither by decay nor by
     momentum. `AdamW(model.parameters())` over a model with frozen parts is therefore common, right, and not
@@ -45,9 +47,17 @@ def frozen_but_optimized(run: Recording) -> Iterator[Finding]:
     ## References
     torch.Tensor.requires_grad_; torch.optim.Optimizer.zero_grad (set_to_none).
     """
-    timeline = Timeline(run)
     if not run.steps:
         raise NotObserved("no optimizer step was measured; raise --timeout or --steps")
+    found = list(_judge(run, ""))
+    later = across_the_epoch(run)
+    if not found and later is not None:
+        found = list(_judge(later, " at the end of the epoch"))
+    yield from found
+
+
+def _judge(run: Recording, when: str) -> Iterator[Finding]:
+    timeline = Timeline(run)
     parameters = {p.id: p for p in run.parameters}
     for optimizer in run.optimizers:
         steps_made = sorted(timeline.measurements.get(optimizer.id, {}).items())
@@ -70,7 +80,9 @@ def frozen_but_optimized(run: Recording) -> Iterator[Finding]:
                     if at_rest == 0:
                         waiting.append(p)
         if drifting:
-            yield _moved(run, optimizer, [parameters[i] for i in drifting], drifting, len(measured))
+            frozen = [parameters[i] for i in drifting]
+            made = max(len(_frozen_steps(p, measured)) for p in frozen) if when else len(measured)
+            yield _moved(run, optimizer, frozen, drifting, made, when)
         elif waiting:
             yield _waiting(run, optimizer, waiting)
 
@@ -116,7 +128,7 @@ def _would_move(hyper: object) -> bool:
 
 
 def _moved(
-    run: Recording, optimizer: Optimizer, frozen: list[Parameter], drift: dict[int, float], steps: int
+    run: Recording, optimizer: Optimizer, frozen: list[Parameter], drift: dict[int, float], steps: int, when: str
 ) -> Finding:
     groups = by_module(frozen, [p for p in run.parameters if p.root is not None])
     total = sum(p.numel for p in run.parameters if p.root == frozen[0].root)
@@ -125,8 +137,9 @@ def _moved(
     decay, momentum = hyper.get("weight_decay"), hyper.get("momentum")
     moments = f"betas={hyper['betas']}" if "betas" in hyper else f"momentum={momentum}" if momentum else ""
     why = " and ".join(t for t in (f"weight_decay={decay}" if decay else "", moments) if t)
+    what = f"parameters that were frozen{when}" if when else "frozen parameters"
     return Finding(
-        f"{name_optimizer(optimizer)} moves frozen parameters (requires_grad=False): "
+        f"{name_optimizer(optimizer)} moves {what} (requires_grad=False): "
         f"{lines_of(groups, None)} ({100 * sum(p.numel for p in frozen) / max(total, 1):.0f}% of the model's weights). "
         f"{worst.name} moved by {number(drift[worst.id])} (L2) in {plural(steps, 'step')}, driven by "
         f"{why or 'the state of the optimizer'} over a gradient left from before it was frozen.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, ParameterName, Recording, Severity, check
+from trainlint.recording.boundary import after_the_epoch
 from trainlint.recording.describe import (
     by_module,
     lines_of,
@@ -29,7 +30,8 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
     the loss still falls, only less far. The usual causes: the optimizer was built over one sub-module
     (`AdamW(model.backbone.parameters())`), by a list of name patterns that misses some names, before a layer was
     added or replaced, without the parameters of a loss module (margin heads, learned loss weights), or the layers
-    sit in a plain Python list, where `parameters()` does not find them. The same fault in its extreme form: an
+    sit in a plain Python list, where `parameters()` does not find them; layers unfrozen after some epochs, while the
+    optimizer was built over what was trainable at first. The same fault in its extreme form: an
     optimizer whose groups are empty, or that holds frozen parameters only.
 
     ## How it is detected
@@ -37,7 +39,8 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
     tensors in its groups; they are compared by identity, never by name. A parameter is reported only when all of
     this was seen: it is trainable, no optimizer (stepped or not) holds it, a gradient arrived in it, and its value
     was bit-identical from the first watched step to the last. Where an optimizer still holds what the model had in
-    their place before, TL203 reports them instead.
+    their place before, TL203 reports them instead. The first steps of the next epoch are looked at in the same way:
+    parameters that an epoch's end made trainable, or added, and that no group of any optimizer got.
 
     Parameters of a model that has others in an optimizer are an error. So is a layer kept in a plain list. When all
     of them came from a checkpoint and whole modules were left out, leaving them out may be a way to freeze them: a
@@ -48,8 +51,10 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
     Give the parameters to the optimizer: build it after the model is complete and pass `model.parameters()`, or add
     them with `optimizer.add_param_group`. In Lightning, return an optimizer over `self.parameters()` from
     `configure_optimizers`; with the transformers `Trainer`, put loss parameters on the model, since it optimizes
-    `model.named_parameters()` only. Keep layers in `nn.ModuleList` instead of a list. If they are meant to stay as
-    they are, say so with `requires_grad_(False)`: it also saves the memory and time of their gradients.
+    `model.named_parameters()` only. When layers are unfrozen later, add them with `add_param_group` at that moment,
+    or give them to the optimizer from the start: it skips what has no gradient. Keep layers in `nn.ModuleList`
+    instead of a list. If they are meant to stay as they are, say so with `requires_grad_(False)`: it also saves the
+    memory and time of their gradients.
 
     ## When it may be wrong
     A parameter that nobody holds and that moves anyway (updates by hand, master copies in float32, an averaged copy)
@@ -88,6 +93,51 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
     for root in others:
         if root not in listed:
             yield from _of_other_root(run, root, [p for p in unheld if p.root == root.id], held)
+    late = _unfrozen_later(run)
+    if late is not None:
+        yield late
+
+
+def _unfrozen_later(run: Recording) -> Finding | None:
+    """Parameters that became trainable with the next epoch, in the model that is trained, and are in no group."""
+    later = after_the_epoch(run)
+    if later is None:
+        return None
+    before = {p.id for p in run.parameters if p.requires_grad or p.requires_grad_later}
+    parameters = {p.id: p for p in later.parameters}
+    held = [parameters[i] for i in held_by(later) if i in parameters]
+    masters = {p.shape for p in held if p.root is None and p.gradient_seen}
+    trained = {p.root for p in held if p.root is not None}
+    late = [p for p in unheld_parameters(later) if p.id not in before and p.root in trained and p.shape not in masters]
+    if not late or later.outsiders is None:
+        return None
+    optimizer = _nearest(later, late)
+    norms = dict(zip(later.outsiders.parameters, later.outsiders.gradient_norm, strict=False))
+    largest = max(late, key=lambda p: norms.get(p.id) or 0.0)
+    steps = sum(1 for m in later.steps if m.optimizer == optimizer.id)
+    groups = by_module(late, [p for p in later.parameters if p.requires_grad])
+    known = {p.id for p in run.parameters}
+    how = "unfrozen" if all(p.id in known for p in late) else "added"
+    framework = (
+        " In Lightning, BaseFinetuning.unfreeze_and_add_param_group does both." if uses(run, "lightning") else ""
+    )
+    return Finding(
+        f"No optimizer got what was {how} at the end of the epoch: {lines_of(groups, _weights(later, late))}. A "
+        f"gradient arrives ({largest.name}: norm {number(norms.get(largest.id))}), and nothing of it changed in the "
+        f"next epoch's first {plural(steps, 'step')} of {name_optimizer(optimizer)}.",
+        at=ParameterName(groups[0].pattern),
+        evidence={
+            "parameters": [p.name for p in late[:50]],
+            "tensors": len(late),
+            "weights": sum(p.numel for p in late),
+            "largest_gradient_norm": norms.get(largest.id),
+            "steps": steps,
+            "optimizer": optimizer.class_name,
+        },
+        fix="Where they are unfrozen, call optimizer.add_param_group({'params': ...}), or build the optimizer over all "
+        f"of model.parameters() from the start.{framework}",
+        about=f"{groups[0].pattern}-unfrozen",
+    )
 
 
 def _nothing_to_train(run: Recording, held: Sequence[Parameter], unheld: Sequence[Parameter]) -> Finding | None:

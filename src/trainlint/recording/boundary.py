@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from trainlint.recording.describe import plural
-from trainlint.recording.schema import Backward, BatchFetched, Boundary, OptimizerStep
+from trainlint.recording.schema import Backward, BatchFetched, Boundary, OptimizerStep, Recording
 
 
 def evaluation_batches(boundary: Boundary) -> int:
@@ -31,6 +33,55 @@ def between_epochs(boundary: Boundary) -> tuple[int, int] | None:
     last = max((e.seq for e in boundary.events if isinstance(e, Backward) and e.seq < boundary.next_epoch), default=0)
     first = next((e.seq for e in boundary.events if isinstance(e, OptimizerStep) and e.seq > boundary.next_epoch), None)
     return None if first is None else (last, first)
+
+
+def after_the_epoch(run: Recording) -> Recording | None:
+    """The run as it stands in the first steps of the next epoch; ``None`` when none were seen.
+
+    Objects as they were at the end of the boundary, and only what happened from the next epoch's first batch on.
+    """
+    boundary = run.boundary
+    if boundary is None or boundary.next_epoch is None or not steps_in_next_epoch(boundary):
+        return None
+    events = tuple(e for e in boundary.events if e.seq >= (boundary.next_epoch or 0))
+    made = {(e.optimizer, e.index) for e in events if isinstance(e, OptimizerStep)}
+    return dataclasses.replace(
+        _with_objects(run, boundary),
+        events=events,
+        steps=tuple(m for m in boundary.steps if (m.optimizer, m.index) in made),
+        outsiders=boundary.outsiders,
+        boundary=None,
+    )
+
+
+def across_the_epoch(run: Recording) -> Recording | None:
+    """The watched steps and what followed them as one timeline; ``None`` when nothing followed.
+
+    ``requires_grad`` of a parameter stays what it was at first, ``requires_grad_later`` is what it was at the end.
+    """
+    boundary = run.boundary
+    if boundary is None or not boundary.steps:
+        return None
+    first = {p.id: p for p in run.parameters}
+    parameters = []
+    for p in boundary.parameters:
+        before = first.get(p.id)
+        if before is not None and before.requires_grad != p.requires_grad:
+            p = dataclasses.replace(p, requires_grad=before.requires_grad, requires_grad_later=p.requires_grad)
+        parameters.append(p)
+    return dataclasses.replace(
+        _with_objects(run, boundary),
+        parameters=tuple(parameters),
+        events=(*run.events, *boundary.events),
+        steps=(*run.steps, *boundary.steps),
+        boundary=None,
+    )
+
+
+def _with_objects(run: Recording, boundary: Boundary) -> Recording:
+    return dataclasses.replace(
+        run, roots=boundary.roots, parameters=boundary.parameters, optimizers=boundary.optimizers
+    )
 
 
 def text(boundary: Boundary) -> str:
