@@ -63,8 +63,8 @@ class Inputs:
     def lookups(self) -> list[Given]:
         return list(self._lookups)
 
-    def of_batches(self) -> list[Given]:
-        return [given for batch in self._batches for given in batch]
+    def batches(self) -> list[list[Given]]:
+        return list(self._batches)
 
     def close(self) -> None:
         """Let go of everything."""

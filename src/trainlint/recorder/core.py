@@ -201,9 +201,9 @@ class Recorder:
     def later(self, seq: int, field: str, tensor: Any) -> None:
         """Fill a number of an event in when the next step is flushed, so that no GPU is waited for now.
 
-        ``tensor`` is a detached 0-d tensor; on the CPU it is read at once.
+        ``tensor`` is a detached tensor of one element; on the CPU it is read at once.
         """
-        self.later_fields(seq, tensor, lambda value: {field: value})
+        self.later_fields(seq, tensor.reshape(()), lambda value: {field: value})
 
     def later_fields(self, seq: int, tensor: Any, fields: Callable[[Any], dict[str, Any]]) -> None:
         """Like :meth:`later` for a 1-d tensor of numbers: ``fields`` makes the event's fields from its list."""

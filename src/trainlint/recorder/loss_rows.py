@@ -38,14 +38,15 @@ def look(
     """
     if not _readable(target) or not (function in INDEXED or function in BINARY or function in REGRESSIONS):
         return None
-    beside = [*inputs.lookups(), *inputs.of_batches()]
+    lookups, batches = inputs.lookups(), inputs.batches()
     best: tuple[dict[str, Any], Any] | None = None
     ignored = ignore_index(function, options)
     indexed = function in INDEXED and not target.is_floating_point()
     if function in INDEXED and not indexed:
         return None
+    beside = lookups + [known for batch in batches for known in batch]
     for rows in _arrangements(given, target, indexed, ignored, beside):
-        figures, padding = _measure(rows, beside, weight)
+        figures, padding = _measure(rows, _candidates(rows, lookups, batches), weight)
         if best is None or _merit(figures) > _merit(best[0]):
             best = figures, _in_shape_of(target, rows, padding)
     return best
@@ -63,6 +64,7 @@ def _merit(figures: Mapping[str, Any]) -> tuple[Any, ...]:
     """Which of two readings of a target is the better founded."""
     same = figures.get("same") or [0.0]
     return (
+        max(same) >= 0.9 and figures.get("compared", 0) >= 4,
         figures.get("padding", 0),
         max(same),
         bool(figures.get("beside")),
@@ -147,7 +149,7 @@ def _rows_of_ids(count: int, beside: list[Given]) -> tuple[int, int] | None:
 # ------------------------------------------------------------------------------------------------------- figures
 
 
-def _measure(rows: Rows, beside: list[Given], weight: Any) -> tuple[dict[str, Any], Padding | None]:
+def _measure(rows: Rows, candidates: list[tuple[Given, Any]], weight: Any) -> tuple[dict[str, Any], Padding | None]:
     height, length = rows.kept.shape
     empty = ~rows.kept.any(dim=1)
     figures: dict[str, Any] = {
@@ -157,7 +159,6 @@ def _measure(rows: Rows, beside: list[Given], weight: Any) -> tuple[dict[str, An
         "empty": int(empty.sum()),
         "classes": rows.classes,
     }
-    candidates = _candidates(rows, beside)
     figures["beside"] = bool(candidates)
     ids = [(known, x) for known, x in candidates if are_ids(x)]
     padding, confirmed = find(rows, candidates)
@@ -204,39 +205,57 @@ def _weightless(rows: Rows, at: Any, weight: Any) -> bool:
     return own.shape[:2] == at.shape and not bool(own[at].any())
 
 
-def _candidates(rows: Rows, beside: list[Given]) -> list[tuple[Given, Any]]:
+def _candidates(rows: Rows, lookups: list[Given], batches: list[list[Given]]) -> list[tuple[Given, Any]]:
     """Tensors with the same rows, cut to the target's positions; lengths (one number per row) as they are.
 
-    A tensor of the batch that is the target itself says nothing about padding: left out. So is one that is the target
-    one position on, unless another such tensor (the input beside the labels) came with it.
+    Of the batches, the one that the target belongs to: trainers fetch several ahead. It has the target in it, or the
+    ids that an embedding looked up; where no batch has, the last one is taken.
     """
+    seen = [(known, x) for known in lookups if (x := _cut(rows, known)) is not None]
+    told: list[tuple[Given, Any]] = []
+    for batch in batches:
+        found = [(known, x) for known in batch if (x := _cut(rows, known)) is not None]
+        own = any(_equal(rows, x, 0) or _equal(rows, x, 1) for _, x in found) or any(
+            known.tensor.shape == ids.tensor.shape and bool((known.tensor.cpu() == ids.tensor.cpu()).all())
+            for known in batch
+            for ids, _ in seen
+        )
+        if own or not told:
+            told = found
+        if own:
+            break
+    return seen + _without_target(rows, told, bool(seen))
+
+
+def _cut(rows: Rows, known: Given) -> Any:
+    """A tensor at the target's positions, or ``None`` when it has other rows."""
     height, length = rows.kept.shape
-    out: list[tuple[Given, Any]] = []
-    shifted = 0
-    for known in beside:
-        x = known.tensor
-        if rows.turned and x.ndim >= 2:
-            x = x.transpose(0, 1)
-        if x.ndim == 1:
-            if not known.tensor.is_floating_point() and x.shape[0] >= height and not known.embedded:
-                out.append((known, x[:height].cpu()))
-            continue
-        longer = x.shape[1] - length
-        if not (x.shape[0] == height or not rows.complete and x.shape[0] > height) or not 0 <= longer <= LONGER:
-            continue
-        x = x[:height, min(rows.start, longer) :].cpu()
-        if not known.embedded:
-            if _equal(rows, x, 0):
-                shifted += 1
-                continue
-            if are_ids(x) and _equal(rows, x, 1):
-                shifted += 1
-        out.append((known, x))
-    embedded = any(known.embedded for known, _ in out)
+    x = known.tensor
+    if x.ndim == 1:
+        whole_numbers = not x.is_floating_point() and not known.embedded
+        return x[:height].cpu() if whole_numbers and x.shape[0] >= height else None
+    if rows.turned:
+        x = x.transpose(0, 1)
+    longer = x.shape[1] - length
+    if not (x.shape[0] == height or not rows.complete and x.shape[0] > height) or not 0 <= longer <= LONGER:
+        return None
+    return x[:height, min(rows.start, longer) :].cpu()
+
+
+def _without_target(rows: Rows, told: list[tuple[Given, Any]], embedded: bool) -> list[tuple[Given, Any]]:
+    """The tensors of a batch without those that are the target, which says nothing about padding.
+
+    Ids with the target one position on may be labels as well: kept when nothing else shows what the model saw and two
+    such tensors (the input beside the labels) came with the batch. No model is given ids below 0.
+    """
+    labels = [are_ids(x) and int(x.min()) < 0 for _, x in told]
+    same = [x.ndim > 1 and _equal(rows, x, 0) for _, x in told]
+    later = [are_ids(x) and _equal(rows, x, 1) for _, x in told]
+    inputs = not embedded and sum(same) + sum(later) > 1
     return [
-        (known, x)
-        for known, x in out
-        if known.embedded or x.ndim == 1 or not (are_ids(x) and _equal(rows, x, 1)) or not embedded and shifted > 1
+        pair
+        for pair, label, s, n in zip(told, labels, same, later, strict=True)
+        if not label and not s and (not n or inputs)
     ]
 
 
