@@ -17,7 +17,15 @@ from trainlint.recording.schema import Recording
 BOOTSTRAP = Path(recorder_settings.__file__).parent / "bootstrap"
 
 
-def watch(source: str, folder: Path, *, steps: int = 3, backward_cap: int = 200, limit_s: float = 120) -> Recording:
+def watch(
+    source: str,
+    folder: Path,
+    *,
+    steps: int = 3,
+    backward_cap: int = 200,
+    limit_s: float = 120,
+    boundary: bool = True,
+) -> Recording:
     """Run the source text as a program until it parks or exits; return what was recorded.
 
     What the program printed is in ``folder/output``.
@@ -35,6 +43,7 @@ def watch(source: str, folder: Path, *, steps: int = 3, backward_cap: int = 200,
         backward_cap=backward_cap,
         started=time.time(),
         started_ns=time.time_ns(),
+        boundary=boundary,
     )
     env = {**os.environ, **settings.to_environment(), "PYTHONPATH": str(BOOTSTRAP), "OMP_NUM_THREADS": "1"}
     with open(folder / "output", "wb") as output:

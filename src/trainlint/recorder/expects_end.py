@@ -35,8 +35,9 @@ def unprepared(frame: FrameType | None) -> FrameType | None:
         code, line = frame.f_code, frame.f_lineno
         if not is_user_file(code.co_filename):
             return asked
-        protected, fetches = _look(code.co_filename, line)
-        if protected:
+        by_name, by_all, fetches = _look(code.co_filename, line)
+        # What catches everything around a call of the training is no answer to the end of the data.
+        if by_name or (by_all and fetches):
             return None
         if asked is None and not fetches:
             return None  # a for loop, list(...), zip(...)
@@ -64,22 +65,24 @@ def _tree(filename: str) -> ast.Module | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _look(filename: str, line: int) -> tuple[bool, bool]:
-    """Whether a ``StopIteration`` at that line is caught there, and whether the line calls ``next``."""
+def _look(filename: str, line: int) -> tuple[bool, bool, bool]:
+    """Whether a ``StopIteration`` at that line is caught by name, or with everything; whether it calls ``next``."""
     tree = _tree(filename)
     if tree is None:
-        return False, True
-    protected = fetches = False
+        return False, False, True
+    by_name = by_all = fetches = False
     for node in ast.walk(tree):
         if not (getattr(node, "lineno", line + 1) <= line <= (getattr(node, "end_lineno", None) or 0)):
             continue
         if isinstance(node, ast.Call) and _fetches(node):
             fetches = True
-        elif isinstance(node, ast.Try):
-            protected = protected or (_within(node.body, line) and _catches(node))
+        elif isinstance(node, ast.Try) and _within(node.body, line):
+            names = _caught(node)
+            by_name = by_name or "StopIteration" in names
+            by_all = by_all or (bool(names & {"Exception", "BaseException"}) and len(node.body) <= _SHORT)
         elif isinstance(node, (ast.With, ast.AsyncWith)) and _within(node.body, line):
-            protected = protected or any("StopIteration" in ast.dump(item) for item in node.items)
-    return protected, fetches
+            by_name = by_name or any("StopIteration" in ast.dump(item) for item in node.items)
+    return by_name, by_all, fetches
 
 
 def _fetches(call: ast.Call) -> bool:
@@ -93,19 +96,14 @@ def _within(body: list[ast.stmt], line: int) -> bool:
     return bool(body) and body[0].lineno <= line <= (body[-1].end_lineno or 0)
 
 
-def _catches(node: ast.Try) -> bool:
+def _caught(node: ast.Try) -> set[str]:
+    """Names of the exceptions that its handlers name; ``Exception`` for a bare ``except``."""
+    names: set[str] = set()
     for handler in node.handlers:
-        names = (
-            {
-                n.id if isinstance(n, ast.Name) else n.attr
-                for n in ast.walk(handler.type)
-                if isinstance(n, (ast.Name, ast.Attribute))
-            }
-            if handler.type is not None
-            else {"Exception"}
-        )
-        if "StopIteration" in names:
-            return True
-        if names & {"Exception", "BaseException"}:
-            return len(node.body) <= _SHORT
-    return False
+        if handler.type is None:
+            names.add("Exception")
+            continue
+        for part in ast.walk(handler.type):
+            if isinstance(part, (ast.Name, ast.Attribute)):
+                names.add(part.id if isinstance(part, ast.Name) else part.attr)
+    return names
