@@ -14,6 +14,8 @@ from trainlint.recording.timeline import of_kind
 #: Losses of prediction and target element by element, which broadcast.
 _LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "poisson_nll_loss", "kl_div", "soft_margin_loss")
 
+_POWERS = {"square": "squared", "absolute": "absolute"}
+
 
 @check("TL508", Recording, severity="error")
 def broadcast_in_the_loss(run: Recording) -> Iterator[Finding]:
@@ -91,7 +93,7 @@ def _written_by_hand(events: list[OuterDifference]) -> Finding:
     n = event.shape[0]
     where = f" ({place(event.at)})" if event.at else ""
     return Finding(
-        f"The loss that backward got{where} is the {event.reduction} of {event.power} differences of shape "
+        f"The loss that backward got{where} is the {event.reduction} of {_POWERS[event.power]} differences of shape "
         f"{event.shape}: a prediction of shape {event.operand_shape} was broadcast against a vector of {n} targets, so "
         f"every prediction is compared with the target of every sample ({plural(len(events), 'backward')} seen). The "
         f"best answer to that is their {'mean' if event.power == 'square' else 'median'}.",

@@ -88,7 +88,7 @@ def _probabilities(run: Recording, line: LossLine) -> Finding:
     )
     if kept:
         message += f" Of the gradient, {percent(sum(kept) / len(kept), 1)} reaches the logits."
-    message += f" The loss cannot fall below {number(_floor(classes))}."
+    message += f" The loss of a sample cannot fall below {number(_floor(classes))}."
     return Finding(
         message,
         at=line.at,

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording.describe import number, percent, plural
 from trainlint.recording.loss_calls import LossLine, lines_of, none_called
+from trainlint.recording.schema import OptimizerStep
+from trainlint.recording.timeline import of_kind
 
 _INDEXED = ("cross_entropy", "nll_loss")
 _BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss")
@@ -71,20 +73,26 @@ def wrong_target_form(run: Recording) -> Iterator[Finding]:
         elif line.function in _BINARY:
             yield from _binary(line)
         else:
-            yield from _classes(line)
+            yield from _classes(line, _survived(run, line))
 
 
 # ------------------------------------------------------------------------------------------------------ classes
 
 
-def _classes(line: LossLine) -> Iterator[Finding]:
+def _survived(run: Recording, line: LossLine) -> bool:
+    """The loss refused its target, and the program caught that and stepped on."""
+    refused = next((c.seq for c in line.calls if c.raised), None)
+    return refused is not None and any(step.seq > refused for step in of_kind(run, OptimizerStep))
+
+
+def _classes(line: LossLine, survived: bool) -> Iterator[Finding]:
     outside = [c for c in line.calls if c.target is not None and c.target.out_of_range]
     refused = next((c for c in line.calls if c.raised), None)
     soft = [c for c in line.calls if c.target is not None and c.target.row_sum_min is not None]
     if outside:
-        yield _outside(line)
+        yield _outside(line, survived)
     elif refused is not None:
-        finding = _refused(line)
+        finding = _refused(line, survived)
         if finding is not None:
             yield finding
     elif soft:
@@ -98,7 +106,11 @@ def _n_classes(line: LossLine) -> int:
     return shape[1] if len(shape) > 1 else shape[0] if shape else 0
 
 
-def _outside(line: LossLine) -> Finding:
+def _ends(survived: bool) -> str:
+    return "the program catches that and loses the batch" if survived else "the program stops there"
+
+
+def _outside(line: LossLine, survived: bool) -> Finding:
     classes = _n_classes(line)
     targets = [t for t in line.targets if t.minimum is not None and t.maximum is not None]
     low = int(min(t.minimum for t in targets if t.minimum is not None))
@@ -109,7 +121,7 @@ def _outside(line: LossLine) -> Finding:
     message = (
         f"{line.name} gets class indices from {low} to {high} for {plural(classes, 'class')} (0 to {classes - 1}): "
         f"{wrong:,} of {kept:,} are outside"
-        + (", which stops the program." if died else "; on a GPU this ends in a device-side assert.")
+        + (f"; {_ends(survived)}." if died else "; on a GPU this ends in a device-side assert.")
     )
     if low == 1 and high == classes:
         message += " They count from 1."
@@ -138,11 +150,12 @@ def _outside(line: LossLine) -> Finding:
             "raised": next((c.raised for c in line.calls if c.raised), None),
         },
         fix=fix,
+        severity=Severity.WARNING if survived else None,
         about="outside",
     )
 
 
-def _refused(line: LossLine) -> Finding | None:
+def _refused(line: LossLine, survived: bool) -> Finding | None:
     """What torch refused, where shape and dtype say why."""
     call = next(c for c in line.calls if c.raised)
     given, target, dtype = call.input_shape, call.target_shape, call.target_dtype.removeprefix("torch.")
@@ -162,10 +175,11 @@ def _refused(line: LossLine) -> Finding | None:
     else:
         return None
     return Finding(
-        f"{line.name} refuses its target: {what} ({dtype} {target} for an input of {given}); the program stops there.",
+        f"{line.name} refuses its target: {what} ({dtype} {target} for an input of {given}); {_ends(survived)}.",
         at=line.at,
         evidence={"input_shape": list(given), "target_shape": list(target), "dtype": dtype, "raised": call.raised},
         fix=fix,
+        severity=Severity.WARNING if survived else None,
         about="refused",
     )
 

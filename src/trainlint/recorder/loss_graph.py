@@ -191,7 +191,7 @@ def outer_difference(loss: Any) -> OuterDifference | None:
             found = _of_reduced(node, parents[0], kind) if parents else None
             if found is not None:
                 return replace(found, alone=alone)
-        elif kind in ("add", "sub", "neg", "mul", "div"):
+        elif kind in ("add", "sub", "neg", "mul", "div", "sqrt", "pow"):
             alone = alone and len(parents) < 2
             stack += parents
         elif kind in _THROUGH and parents:

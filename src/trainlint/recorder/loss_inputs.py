@@ -106,6 +106,7 @@ def _look_at_elements(function: str, given: Any, target: Any) -> Figures:
         wrong = (values - wanted).abs() > 0.5
         numbers.append((wrong & (values * (1 - values) < _CLAMP)).sum().float())
         numbers.append(_kept_by_sigmoid(values, wanted))
+    known = wanted is not None and not source.node.lower().startswith("hardsigmoid")  # another slope
     n = int(values.numel())
 
     def build(figures: list[float]) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _look_at_elements(function: str, given: Any, target: Any) -> Figures:
             "made_over": source.over,
             "node": source.node,
             "vanished": int(figures[5]) if wanted is not None and function not in _ON_LOGITS else None,
-            "gradient_kept": _number(figures[6]) if wanted is not None and function in _ON_LOGITS else None,
+            "gradient_kept": _number(figures[6]) if known and function in _ON_LOGITS else None,
         }
 
     return torch.stack(numbers), build

@@ -70,6 +70,8 @@ def install(session: Session, hooks: ImportHooks) -> None:
             place = (at or {}).get("file"), (at or {}).get("line"), torch.is_grad_enabled()
             measured[place] += 1
             if measured[place] <= MEASURED_CALLS:
+                # A target inside a function transform, or spread over processes, has no values to be read.
+                target = target if loss_inputs.readable(target) else None
                 with torch.no_grad():
                     for field, side in (("input", loss_inputs), ("target", loss_targets)):
                         figures = side.look(name, given, target, options)
