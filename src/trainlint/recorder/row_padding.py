@@ -16,6 +16,8 @@ from .batches import Given
 LONGER = 2
 #: A token that pads may occur inside a row as well (the end of a turn, where one token ends and pads): this often.
 INSIDE = 0.05
+#: Different values that an embedded tensor of segments or types has at most.
+SEGMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def find(rows: Rows, candidates: list[tuple[Given, Any]]) -> tuple[Padding | Non
 
     Only padding at which the target is one and the same is padding of the target as well.
     """
-    found = [padding for known, x in candidates for padding in _runs(rows, known, x)]
+    found = [padding for known, x in _tokens_first(candidates) for padding in _runs(rows, known, x)]
     contents = [p for p in found if p.content]
     seen = any(x.ndim == 3 or are_ids(x) or x.is_floating_point() for _, x in candidates if x.ndim > 1)
     best: Padding | None = None
@@ -94,6 +96,12 @@ def find(rows: Rows, candidates: list[tuple[Given, Any]]) -> tuple[Padding | Non
             other = padding if best.content else best
             return best, f"{other.name} ({other.kind})"
     return best, ""
+
+
+def _tokens_first(candidates: list[tuple[Given, Any]]) -> list[tuple[Given, Any]]:
+    """Without the segment numbers that were embedded beside tokens: a second segment is no padding."""
+    kinds = [len(x.unique()) if known.embedded else 0 for known, x in candidates]
+    return [pair for pair, n in zip(candidates, kinds, strict=True) if not 0 < n <= SEGMENTS or max(kinds) <= SEGMENTS]
 
 
 def _rank(rows: Rows, padding: Padding) -> tuple[int, int, bool, bool]:
