@@ -15,6 +15,7 @@ PARTS = (
     "modules",
     "optimizers",
     "autograd",
+    "loops",
     "batches",
     "losses",
     "schedulers",
@@ -23,6 +24,7 @@ PARTS = (
     "clipping",
     "amp",
     "checkpoints",
+    "shadows",
 )
 
 OLDEST = (2, 6)

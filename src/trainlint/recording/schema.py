@@ -449,6 +449,29 @@ class Framework:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """A loop of the program around its optimizer's step."""
+
+    at: SourceLine
+    #: What it goes over, as the source says (``range(args.epochs)``); ``while`` for a while loop.
+    over: str = ""
+    #: How often it runs its body when it is not left early; ``None`` when not known.
+    iterations: int | None = None
+    #: It holds a ``break`` or ``return``.
+    may_end_early: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingLoops:
+    """The loops around an optimizer's step, outermost first, within the life of the optimizer."""
+
+    optimizer: int
+    loops: tuple[Loop, ...] = ()
+    #: The backward lies in the innermost of them, so that one that steps only now and then accumulates.
+    holds_backward: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """How long the whole run is meant to be, in optimizer steps, and who says so."""
 
@@ -459,6 +482,8 @@ class Plan:
     accumulation: int | None = None
     #: ``lightning Trainer.estimated_stepping_batches``, ``transformers TrainerState.max_steps`` ...
     source: str = ""
+    #: What the program's own loops say, where no trainer drives it.
+    training_loops: tuple[TrainingLoops, ...] = ()
 
 
 # --------------------------------------------------------------------------------------------- timeline
@@ -1072,6 +1097,43 @@ class Outsiders:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """A module with the same parameters as a trained one, none of which any optimizer holds: an average, a teacher, a
+    target network, a reference. Followed over the watch and the epoch boundary.
+
+    An *update* is a call of ``AveragedModel.update_parameters``, or in-place writes to its parameters between two
+    optimizer steps (torch counts them, whatever was written). It counts as idle when no sampled element changed (in half
+    precision: at most 1%), though the trained module differed by so much that any average over fewer than a million
+    steps had to show in some (in half precision: differed in most).
+    """
+
+    id: int
+    #: Where it is: ``AveragedModel.module``, ``Net.teacher``; and the trained module.
+    name: str
+    class_name: str
+    of: str = ""
+    tensors: int = 0
+    weights: int = 0
+    dtype: str = ""
+    #: Calls of update_parameters; ``None``: it is no AveragedModel.
+    calls: int | None = None
+    effective_updates: int = 0
+    #: Idle updates since the last effective one, and sampled elements that had to change in one of them.
+    idle_updates: int = 0
+    due: int = 0
+    sampled: int = 0
+    #: Norm of its difference from the trained module over the norm of that, on the sample, at the last look.
+    distance: float | None = None
+    #: Any sampled element changed since it was found.
+    moved: bool = False
+    #: Forward passes through it, and the first file that it was saved to.
+    forwards: int = 0
+    saved: str | None = None
+    #: Line of the last call of update_parameters.
+    at: SourceLine | None = None
+
+
+@dataclass(frozen=True)
 class SecondMoment:
     """Adam-family arithmetic of one group in the dtype it really computes in.
 
@@ -1185,6 +1247,7 @@ class Recording:
     steps: tuple[StepMeasurement, ...] = ()
     outsiders: Outsiders | None = None
     second_moments: tuple[SecondMoment, ...] = ()
+    shadows: tuple[Shadow, ...] = ()
     boundary: Boundary | None = None
     prevented: tuple[Prevented, ...] = ()
     created_files: int = 0
