@@ -277,7 +277,7 @@ def _too_slow(f: ScheduleOnRun, steps: int, calls: int, end: float, meant: float
     takes = f", and would take {f.done_at - 1:,} steps" if f.done_at is not None and f.done_at > steps else ""
     never = f", and it never gets above {number(top)} (peak {number(peak)})" if top < 0.9 * peak else ""
     message = (
-        f"{name_scheduler(f.scheduler)} is sized in {unit} but {f.cadence.text}: {plural(calls, 'call')} of its "
+        f"{name_scheduler(f.scheduler)} is sized in {unit} but {f.pace}: {plural(calls, 'call')} of its "
         f"{f.horizon:,}, {percent(calls, f.horizon)} of its course{takes}. The run ends at rate {number(end)}; "
         f"meant was {number(meant)}{never}."
     )
@@ -331,7 +331,7 @@ def _why_too_fast(f: ScheduleOnRun, steps: int) -> tuple[str, str] | None:
         repair = f"Call it once per epoch, or size it in optimizer steps: {steps:,}."
         if uses(f.run, "lightning"):
             repair = f'Return "interval": "epoch" from configure_optimizers, or size it in optimizer steps: {steps:,}.'
-        return f"sized in epochs ({f.horizon:,}) but {f.cadence.text} ({steps:,} steps)", repair
+        return f"sized in epochs ({f.horizon:,}) but {f.pace} ({steps:,} steps)", repair
     return None
 
 
@@ -385,6 +385,13 @@ def _not_called_though_sized_in_steps(f: ScheduleOnRun, steps: int) -> Finding |
     end, meant = (f.course.rate(calls), f.course.end) if f.part is None else (f.projected.end_rate, f.meant)
     if calls >= (1 - _SAME) * f.horizon or end is None or meant is None or abs(end - meant) <= _HAIR * f.course.peak:
         return None
+    if f.missed_the_epochs_end and f.part is None:
+        message = (
+            f"{name_scheduler(f.scheduler)} is sized in optimizer steps ({f.horizon:,}, the run has {steps:,}) but was "
+            f"not called in {plural(f.watched, 'step')}, nor at the end of the epoch that was watched: the rate stays "
+            f"at {number(f.course.rate(0))}; meant was {number(meant)} at step {steps:,}."
+        )
+        return _finding(f, message, _per_step(f), "never", 0, f.course.rate(0))
     never = f" ({number(f.course.rate(0))} if it is never called)" if f.part is None else ""
     how = "Called once per epoch it makes" if f.epochs is not None else "At that pace it makes at most"
     message = (
@@ -463,6 +470,7 @@ def _finding(
             "horizon_calls": f.horizon or None,
             "calls_by_the_end": calls,
             "calls_per_step": f.cadence.calls_per_step,
+            "cadence_seen": f.cadence.observed,
             "planned_steps": f.steps,
             "planned_by": f.steps_source,
             "end_rate": end,

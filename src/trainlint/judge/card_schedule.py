@@ -1,27 +1,23 @@
-"""The card's lines on the learning rate over the run: schedule, length, curves."""
+"""The card's lines on the learning rate over the run: schedule and length."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from trainlint.judge.card_curves import UNKNOWN_LENGTH, group_data
 from trainlint.judge.configured import Configured, close
 from trainlint.recording.describe import number, plural
 from trainlint.recording.length import planned_length
 from trainlint.recording.projection import OWN_RATE, Projected, active_schedulers, planned_steps
 from trainlint.recording.schema import Recording, SourceLine
 from trainlint.recording.timeline import steps_per_epoch
-from trainlint.report.model import CardLine, Curve
+from trainlint.report.model import CardLine
 
 Section = tuple[list[CardLine], Any]
 At = Callable[[SourceLine | None], str]
 Curves = dict[tuple[int, int], Projected]
 
-#: What a curve is drawn over when nobody says how long the run is.
-_UNKNOWN_LENGTH = {
-    "schedule": "; drawn as long as the schedule, the run's length is not known",
-    "open": "; the schedule has no end of its own and the run's length is not known: drawn until it hardly changes",
-}
 _NO_SCHEDULE = frozenset(("constant", "none", "no", "off", "fixed", "null", "disabled", "false"))
 
 
@@ -49,9 +45,11 @@ def schedule(recording: Recording, wanted: Configured, curves: Curves, at: At) -
     data = []
     configured = wanted.text("schedule")
     for optimizer in recording.optimizers:
-        seen = next((p for (o, _), p in sorted(curves.items()) if o == optimizer.id), None)
-        if seen is None:
+        groups = [p for (o, _), p in sorted(curves.items()) if o == optimizer.id]
+        if not groups:
             continue
+        # The group with the highest rate is the one that a config speaks of.
+        seen = max(groups, key=lambda p: p.peak_rate or 0.0)
         schedulers = active_schedulers(recording, optimizer.id)
         label = "schedule" if len(recording.optimizers) == 1 else f"schedule, {optimizer.class_name}"
         if not schedulers:
@@ -66,11 +64,12 @@ def schedule(recording: Recording, wanted: Configured, curves: Curves, at: At) -
         for scheduler in schedulers:
             parts = f" of {', '.join(scheduler.children)}" if scheduler.children else ""
             where = f", {at(scheduler.at)}" if scheduler.at is not None else ""
-            cadence = seen.cadence.text if scheduler.id == seen.scheduler else ""
+            part = next((p for p in seen.parts if p.scheduler.id == scheduler.id), None)
+            cadence = seen.cadence.text if scheduler.id == seen.scheduler else part.cadence.text if part else ""
             text = f"{scheduler.class_name}{parts}{where}{f'; {cadence}' if cadence else ''}"
             lines.append(CardLine(label, text, configured, _same_schedule(scheduler.class_name, wanted), seen.reason))
         if schedulers and seen.points:
-            lines += _course(seen, wanted)
+            lines += _course(seen, groups, wanted)
         elif not schedulers and seen.points:
             lines += [
                 CardLine("warm-up", "none", text, False if _positive(wanted, *meanings) else None)
@@ -81,8 +80,8 @@ def schedule(recording: Recording, wanted: Configured, curves: Curves, at: At) -
     return lines, data
 
 
-def _course(seen: Projected, wanted: Configured) -> list[CardLine]:
-    """Warm-up and the rate at the end, read off the curve."""
+def _course(seen: Projected, groups: Sequence[Projected], wanted: Configured) -> list[CardLine]:
+    """Warm-up and the rate at the end, read off the curve of the group with the highest rate."""
     lines = []
     meanings = ("warmup_steps", "warmup_ratio", "warmup_epochs")
     asked = wanted.text(*meanings)
@@ -94,7 +93,9 @@ def _course(seen: Projected, wanted: Configured) -> list[CardLine]:
         where = (
             "the end of the schedule" if seen.horizon_source == "schedule" else f"step {seen.horizon_steps:,}, the last"
         )
-        end = f"{number(seen.end_rate)} at {where}"
+        ends = sorted(p.end_rate for p in groups if p.end_rate is not None)
+        low, high = number(ends[0]), number(ends[-1])
+        end = f"{low} at {where}" if low == high else f"{low} to {high}, by group, at {where}"
     early = seen.reaches_end_at_step
     if early is not None and seen.horizon_steps is not None and early < 0.95 * seen.horizon_steps:
         end = f"{end or 'not known at the end'}; the schedule has run its course at step {early:,}"
@@ -123,7 +124,7 @@ def _same_warmup(seen: Projected, wanted: Configured) -> bool | None:
     steps = wanted.number("warmup_steps")
     if steps is None:
         ratio = wanted.number("warmup_ratio")
-        if ratio is None or seen.horizon_steps is None or seen.horizon_source in _UNKNOWN_LENGTH:
+        if ratio is None or seen.horizon_steps is None or seen.horizon_source in UNKNOWN_LENGTH:
             return None
         steps = ratio * seen.horizon_steps
     if seen.warmup_steps is None:
@@ -165,6 +166,7 @@ def _data(recording: Recording, optimizer: int, curves: Curves) -> dict[str, Any
         "peak_rates": [p.peak_rate for p in groups],
         "end_rates": [p.end_rate for p in groups],
         "first_rates": [p.observed[0][1] if p.observed else None for p in groups],
+        "groups": group_data(recording, optimizer, curves),
         "reason": first.reason,
     }
 
@@ -209,28 +211,3 @@ def _length_by_config(recording: Recording) -> tuple[int, str] | None:
     found = {planned_length(recording, o.id) for o in recording.optimizers if o.steps}
     known = found.pop() if len(found) == 1 else None
     return (known[0], f"by {known[1]}") if known is not None else None
-
-
-def curves(recording: Recording, projected: Curves) -> tuple[Curve, ...]:
-    """One observed and, where it can be known, one projected curve for the groups that share it."""
-    names = {o.id: o.class_name for o in recording.optimizers}
-    several = len({o for o, _ in projected}) > 1
-    shared: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
-    for place, seen in sorted(projected.items()):
-        shared.setdefault((place[0], seen.points, seen.observed), []).append(place)
-    out: list[Curve] = []
-    for (optimizer, points, observed), places in shared.items():
-        total = sum(1 for o, _ in projected if o == optimizer)
-        if len(places) == total:
-            label = "all groups" if total > 1 else "learning rate"
-        else:
-            label = ("groups " if len(places) > 1 else "group ") + ", ".join(str(g) for _, g in places[:8])
-        if several:
-            label = f"{names.get(optimizer, '')} {optimizer}: {label}"
-        seen = projected[places[0]]
-        if observed:
-            out.append(Curve(label, observed, "observed", "" if points else seen.reason))
-        if points:
-            note = seen.source + _UNKNOWN_LENGTH.get(seen.horizon_source, "")
-            out.append(Curve(label, points, "projected", note))
-    return tuple(out)

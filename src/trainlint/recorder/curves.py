@@ -21,6 +21,8 @@ from .core import scalar
 BUDGET_S = 1.0
 #: Calls looked at when neither the schedule nor the plan says how long the run is.
 DEFAULT_CALLS = 5_000
+#: Calls looked at beyond the end of a schedule that has no closed form.
+BEYOND_CALLS = 10_000
 #: Largest number of calls looked at where the rate has a closed form.
 FAR = 1_000_000
 #: Change of the rate, as a share of its peak, that is followed to the very call where it happens.
@@ -183,8 +185,9 @@ def horizon(scheduler: Any) -> int | None:
             last = horizon(children[-1])
             milestones = getattr(scheduler, "_milestones", [])
             return milestones[-1] + last if milestones and last is not None else None
+        # Parts that run beside each other end when the last one does: never, when one has no end of its own.
         lengths = [h for h in map(horizon, children) if h is not None]
-        return max(lengths) if lengths else None
+        return max(lengths) if len(lengths) == len(children) else None
     if name in ("CosineAnnealingWarmRestarts", "CyclicLR"):
         return None
     for attribute in ("T_max", "total_steps", "total_iters"):
@@ -230,7 +233,8 @@ def curve(snapshot: Snapshot | None, length: int | None, plan: int | None) -> tu
         warnings.simplefilter("ignore")
         if closed is not None:
             return _closed(closed, scheduler, grid(min(FAR, 20 * reach) if marks else FAR, marks))
-        return _stepped(scheduler, grid(min(reach, FAR), marks))
+        # A schedule that is called too often is far beyond its end when the run is: the program may know how far.
+        return _stepped(scheduler, grid(min(max(reach, min(20 * reach, BEYOND_CALLS)), FAR), marks))
 
 
 def closed_form(scheduler: Any) -> Any:

@@ -6,10 +6,11 @@ import bisect
 import math
 from dataclasses import dataclass
 
+from trainlint.recording.boundary import between_epochs
 from trainlint.recording.cadence import Cadence
 from trainlint.recording.length import epochs_of, planned_length
 from trainlint.recording.projection import Part, Projected, calls_seen, projection
-from trainlint.recording.schema import Optimizer, OptimizerStep, Recording, ScalerEvent, Scheduler
+from trainlint.recording.schema import Optimizer, OptimizerStep, Recording, ScalerEvent, Scheduler, SchedulerStep
 from trainlint.recording.timeline import accumulation, steps_of, steps_per_epoch
 
 #: More epochs than anybody plans.
@@ -143,6 +144,24 @@ class ScheduleOnRun:
         events = [e for e in self.run.events if isinstance(e, (OptimizerStep, ScalerEvent)) and e.at is not None]
         others = {(e.at.file, e.at.line) for e in events if e.at is not None}
         return bool(others) and all((c.file, c.line) in others for c in calls)
+
+    @property
+    def pace(self) -> str:
+        """How often it is called, and how that is known where it takes the end of an epoch to see it."""
+        if self.cadence.kind != "epoch":
+            return self.cadence.text
+        if self.cadence.observed:
+            return f"{self.cadence.text}, as seen at the end of the first"
+        told = ", by the Trainer's interval" if self.scheduler.interval is not None else ""
+        return f"{self.cadence.text}{told}; the end of an epoch was not seen"
+
+    @property
+    def missed_the_epochs_end(self) -> bool:
+        """Whether the end of an epoch was watched and it was not called there, nor in the next one's first steps."""
+        boundary = self.run.boundary
+        if boundary is None or boundary.outcome != "crossed" or between_epochs(boundary) is None:
+            return False
+        return not any(isinstance(e, SchedulerStep) and e.scheduler == self.scheduler.id for e in boundary.events)
 
     def alive_until(self, share: float) -> int | None:
         """The last step whose rate is above this share of the peak; ``None`` when that cannot be said."""

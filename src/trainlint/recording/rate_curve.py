@@ -12,6 +12,10 @@ __all__ = ["RateCurve", "sets_rate"]
 
 #: A change of the rate below this share of its peak is not worth drawing.
 _VISIBLE = 0.01
+#: A rate below this share of the peak is as good as 0 in a drawing.
+_LOW = 0.01
+#: Calls that are drawn of a curve that never comes to rest.
+_RESTLESS = 5_000
 #: torch's schedulers that multiply the rate they find by what they have become since the last call, whoever set it.
 _MULTIPLY = frozenset(
     ("LinearLR", "ConstantLR", "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR", "MultiplicativeLR")
@@ -98,9 +102,25 @@ class RateCurve:
 
     def settles(self) -> int:
         """Calls after which what remains of the curve can no longer be told apart in a drawing."""
+        low = self._first_low()
+        if low is not None:
+            return low
         last, visible = self.rates[-1], _VISIBLE * self.peak
         moving = [c for c, r in zip(self.calls, self.rates, strict=True) if abs(r - last) > visible]
         if not moving:
             return self.calls[0]
-        # A tenth more, so that the flat part shows where there is one.
-        return min(math.ceil(1.1 * moving[-1]) + 1, self.last)
+        # A tenth more, so that the flat part shows where there is one; a curve that never comes to rest tells nothing
+        # more when it is drawn for ever.
+        return min(math.ceil(1.1 * moving[-1]) + 1, self.last if moving[-1] < 0.9 * self.last else _RESTLESS)
+
+    def _first_low(self) -> int | None:
+        """Where the rate first comes down to almost nothing from its highest, and then rises again (a cosine)."""
+        top = next(i for i, r in enumerate(self.rates) if r >= 0.9 * self.peak)
+        for i in range(top + 1, len(self.rates) - 1):
+            if (
+                self.rates[i] < _LOW * self.peak
+                and self.rates[i] <= self.rates[i - 1]
+                and self.rates[i] < self.rates[i + 1]
+            ):
+                return self.calls[i]
+        return None

@@ -200,15 +200,15 @@ def loss_passed(run: Recording, scheduler: Scheduler) -> list[SchedulerStep]:
     for call in calls_of(run, scheduler):
         if call.epoch is None or call.epoch == round(call.epoch):
             continue
-        losses = [e.value for e in run.events if isinstance(e, Backward) and e.seq < call.seq and e.value is not None]
+        losses = [e.value for e in _events(run) if isinstance(e, Backward) and e.seq < call.seq and e.value is not None]
         if losses and math.isclose(losses[-1], call.epoch, rel_tol=1e-6):
             out.append(call)
     return out
 
 
 def calls_of(run: Recording, scheduler: Scheduler) -> list[SchedulerStep]:
-    """Calls in the watch that are not its constructor's."""
-    return [e for e in run.events if isinstance(e, SchedulerStep) and e.scheduler == scheduler.id and not e.initial]
+    """Calls in the watch and over the end of the epoch that are not its constructor's."""
+    return [e for e in _events(run) if isinstance(e, SchedulerStep) and e.scheduler == scheduler.id and not e.initial]
 
 
 def _events(run: Recording) -> Sequence[Event]:

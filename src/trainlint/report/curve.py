@@ -167,16 +167,13 @@ class CurvePlot:
                 sign = signs.get(curve.kind, line_sign)
                 if curve.kind == "projected" and "observed" in kinds:
                     sign = signs["observed"] + sign
-                head.append(f"{sign:<2} ", style=self._style(curve))
-                head.append(f"{self.pen.line(label)}, {self.pen.line(curve.kind)}:", style="dim")
-                body = self.pen.line(_summary(points))
-                if curve.note and not (common and curve.note == common):
-                    body += f" ({self.pen.line(curve.note)})"
+                head.append(f"{sign:<2}", style=self._style(curve))
                 indent = head.cell_len + 1
-                if indent > width // 2:
-                    yield head
-                    head, indent = Text(), 6
-                yield from hanging(head, wrap(Text(body), console, width - indent), indent=0, label_width=indent)
+                body = Text(f"{self.pen.line(label)}, {self.pen.line(curve.kind)}: ", style="dim")
+                body.append(self.pen.line(_summary(points)), style="not dim")
+                if curve.note and not (common and curve.note == common):
+                    body.append(f" ({self.pen.line(curve.note)})", style="not dim")
+                yield from hanging(head, wrap(body, console, width - indent), indent=0, label_width=indent)
         if self.hidden:
             yield Text(f"   and {self.hidden} more, not drawn", style="dim")
         if common:
