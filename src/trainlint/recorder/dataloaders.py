@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from typing import Any
 
@@ -206,7 +207,7 @@ class ForwardHook:
         )
 
     def __reduce__(self) -> Any:
-        return (dict, ())
+        return getattr, (contextlib.nullcontext(), "__exit__")  # takes anything, does nothing, is found everywhere
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self

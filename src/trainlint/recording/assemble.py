@@ -20,6 +20,7 @@ _KEYED = {
     "optimizer": "optimizers",
     "scheduler": "schedulers",
     "loader": "loaders",
+    "shadow": "shadows",
 }
 
 #: What a framework says of a scheduler.
@@ -27,7 +28,7 @@ _FROM_FRAMEWORK = ("interval", "frequency", "monitor", "steps_per_call")
 
 
 #: Tags of what holds for the whole run, whenever it was written: how keys were read, what was prevented, what failed.
-_WHOLE = frozenset(("config", "prevented", "problem"))
+_WHOLE = frozenset(("config", "prevented", "problem", "shadow"))
 
 
 @dataclass
@@ -223,7 +224,7 @@ def assemble_boundary(process: Process, watch: dict[str, Any]) -> dict[str, Any]
     }
 
 
-_BOUNDARY_PARTS = (*_KEYED.values(), "events", "steps", "outsiders")
+_BOUNDARY_PARTS = (*(name for name in _KEYED.values() if name != "shadows"), "events", "steps", "outsiders")
 
 
 def _ending(process: Process) -> tuple[str, str, float | None]:
