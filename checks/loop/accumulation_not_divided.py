@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import framework_settings, name_optimizer, number, place, plural, uses
 from trainlint.recording.intervals import Interval, Timeline
 from trainlint.recording.micro_batches import micro_batches, shares_of, supervision
 from trainlint.recording.schema import Backward, Clip, LossCall, Optimizer
+from trainlint.recording.source_loops import undivided
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: How far a divisor may be from 1, or a norm from another, and still be called equal.
 _CLOSE = 0.02
@@ -272,3 +274,30 @@ def _fix(run: Recording, n: int) -> str:
             "`with accelerator.accumulate(model):`."
         )
     return f"(loss / {n}).backward()."
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL306", SourceFacts, severity="error", catalog="O9")
+def accumulation_not_divided_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read in a loop that steps every n-th time."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for fault in undivided(trace):
+            block = fault.block
+            by_accelerate = block is not None and block.kind == "accumulate"
+            when = f"`with {block.text}`" if by_accelerate and block else f"`{block.text if block else ''}`"
+            yield Finding(
+                f"{fault.optimizer.name}.step() ({place(fault.other.at)}) runs under {when}, and every micro-batch "
+                f"calls backward ({place(fault.call.at)}) on its full mean: nothing divides by the number of "
+                f"micro-batches, so the accumulated gradient is that many times too large. {NOT_RUN}",
+                at=fault.call.at,
+                evidence={"backward": place(fault.call.at), "step": place(fault.other.at), "condition": when},
+                fix="Call accelerator.backward(loss), which divides."
+                if by_accelerate
+                else "Divide each loss by the number of micro-batches: (loss / n).backward().",
+                severity=None if fault.sure else Severity.WARNING,
+                about="undivided",
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import (
     by_module,
     framework_settings,
@@ -18,6 +18,8 @@ from trainlint.recording.describe import (
 )
 from trainlint.recording.intervals import Interval, Timeline
 from trainlint.recording.schema import CarriedGradients, Optimizer, ZeroGrad
+from trainlint.recording.source_loops import modules_left_out, never_cleared
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: Share of a step's own gradient below which what was carried over changes nothing (a loss scale divides it away).
 _NEGLIGIBLE = 0.01
@@ -180,3 +182,29 @@ def _fix(run: Recording, clearings: Sequence[ZeroGrad]) -> str:
     if uses(run, "transformers") or uses(run, "lightning"):
         return "Let the trainer clear gradients: remove the override of its training step, or call zero_grad in it."
     return "Call optimizer.zero_grad() once per step, before loss.backward()."
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL304", SourceFacts, severity="error", catalog="O4d O4")
+def gradients_never_zeroed_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read in a loop whose program nowhere clears what the optimizer steps."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for fault in never_cleared(trace):
+            name = fault.optimizer.name or fault.optimizer.class_name
+            missed = modules_left_out(trace, fault.optimizer)
+            what = (
+                "Nothing clears the gradients" if fault.kind == "never" else f"No zero_grad reaches {', '.join(missed)}"
+            )
+            yield Finding(
+                f"{what}: backward ({place(fault.other.at)}) adds to .grad in every pass of the loop, {name}.step() "
+                f"({place(fault.call.at)}) uses the sum of all passes so far. {NOT_RUN}",
+                at=fault.call.at,
+                evidence={"backward": place(fault.other.at), "step": place(fault.call.at), "left_out": missed},
+                fix=f"Call {name}.zero_grad() once per step, before the backward.",
+                severity=None if fault.sure else Severity.WARNING,
+                about=name,
+            )

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainlint.contract import Finding, NotObserved, Recording, Severity, check
+from trainlint.contract import Finding, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import name_optimizer, number, place, plural, uses
 from trainlint.recording.intervals import Interval, Timeline
 from trainlint.recording.schema import Backward, Event, Forward, LossCall, Optimizer, OptimizerStep, SourceLine
+from trainlint.recording.source_models import detached
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: What torch says of a tensor without a graph, and Python of a number.
 _REFUSED = re.compile(r"does not require grad and does not have a grad_fn")
@@ -367,3 +369,33 @@ def _last_frame(traceback: Sequence[str]) -> SourceLine | None:
 
 def _line(at: SourceLine | None) -> str:
     return place(at) or "an unknown line"
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL302", SourceFacts, severity="error", catalog="O3")
+def loss_detached_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read where the loss is put together from what has no gradient."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for call in detached(trace):
+            how, file, line = (call.details.get(k) for k in ("cut_by", "cut_file", "cut_line"))
+            where = SourceLine(file, line) if isinstance(file, str) and isinstance(line, int) else None
+            patched = call.details.get("patched_line")
+            by_hand = (
+                f" requires_grad was set on it by hand (line {patched}), which connects it to nothing."
+                if patched
+                else ""
+            )
+            what = "returns" if call.what == "objective" else "calls backward on"
+            yield Finding(
+                f"{place(call.at)} {what} a loss that no parameter is connected to: `{how}` ({place(where)}) cut it "
+                f"off from the model.{by_hand} {NOT_RUN}",
+                at=call.at,
+                evidence={"cut_by": how, "cut_at": place(where), "requires_grad_set": bool(patched)},
+                fix="Compute the loss from the model's own output, outside of no_grad, and keep .item(), .detach() and "
+                "torch.tensor() to what is logged.",
+                about=str(how),
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import number, place, plural, uses
 from trainlint.recording.evaluations import Evaluation, evaluations, whole_timeline
 from trainlint.recording.schema import (
@@ -22,6 +22,8 @@ from trainlint.recording.schema import (
     RootModule,
     SourceLine,
 )
+from trainlint.recording.source_models import ModelFault, evaluated_in_train_mode, stays_in_eval
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: Share of a module's weights that must be trained for it to count as trained and not as frozen.
 _TRAINED = 0.5
@@ -100,13 +102,20 @@ class _Trained:
     """Which weights are trained: trainable, in an optimizer that steps, and reached by a gradient."""
 
     def __init__(self, run: Recording) -> None:
-        held = {i for o in run.optimizers if o.steps for g in o.groups for i in g.parameters}
+        # What is unfrozen at the end of the epoch is trained as well.
+        parts = (run, run.boundary) if run.boundary is not None else (run,)
+        held = {i for part in parts for o in part.optimizers if o.steps for g in o.groups for i in g.parameters}
+        live = {
+            p.id
+            for part in parts
+            for p in part.parameters
+            if p.id in held and p.gradient_seen and (p.requires_grad or p.requires_grad_later)
+        }
         self._below: dict[tuple[int | None, str], list[int]] = {}
         for p in run.parameters:
-            live = p.numel if p.id in held and p.gradient_seen and (p.requires_grad or p.requires_grad_later) else 0
             for prefix in _prefixes(p):
                 both = self._below.setdefault((p.root, prefix), [0, 0])
-                both[0] += live
+                both[0] += p.numel if p.id in live else 0
                 both[1] += p.numel
 
     def around(self, root: int, module: str) -> bool:
@@ -418,7 +427,7 @@ def _first_line(one: Evaluation) -> SourceLine | None:
 def _loader(loader: Loader | None) -> str:
     if loader is None:
         return "a loader"
-    of = f" of {loader.batches:,} batches" if loader.batches else ""
+    of = f" of {plural(loader.batches, 'batch')}" if loader.batches else ""
     return f"the {loader.class_name} opened at {place(loader.at)}{of}" if loader.at is not None else "a loader" + of
 
 
@@ -434,3 +443,44 @@ def _ps(modules: Sequence[ModeSensitive]) -> str:
 
 def _line(at: SourceLine | None) -> str:
     return place(at) or "an unknown line"
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL305", SourceFacts, severity="error", catalog="O5")
+def wrong_mode_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read from the order of eval(), train() and the forwards."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for fault in (*stays_in_eval(trace), *evaluated_in_train_mode(trace)):
+            yield _from_source(fault)
+
+
+def _from_source(fault: ModelFault) -> Finding:
+    at, forward = (call.at if call is not None else None for call in (fault.call, fault.other))
+    name = fault.module.name or fault.module.class_name
+    if fault.kind == "evaluated-in-train":
+        text = (
+            f"{name} has dropout or batch norm, is called without gradients at {place(at)}, and eval() is never "
+            "called on it: the evaluation runs in train mode."
+        )
+        fix = f"Call {name}.eval() before the evaluation and {name}.train() after it."
+    else:
+        back = "in this loop" if fault.kind == "stays-in-eval" else "anywhere"
+        text = (
+            f"{name}.eval() ({place(at)}) is never taken back {back}: train() is not called before the training forward"
+        )
+        text += f" ({place(forward)})" + (
+            ", so from the second pass on it trains in eval mode." if "stays" in fault.kind else "."
+        )
+        fix = f"Call {name}.train() at the start of every epoch."
+    return Finding(
+        f"{text} {NOT_RUN}",
+        at=at,
+        evidence={"kind": fault.kind, "module": fault.module.class_name, "forward": place(forward)},
+        fix=fix,
+        severity=None if fault.sure else Severity.WARNING,
+        about=f"{fault.kind}:{name}",
+    )

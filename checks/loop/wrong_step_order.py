@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import name_optimizer, place, plural, uses
 from trainlint.recording.intervals import Interval, Timeline, clears, new_data, same_line
 from trainlint.recording.schema import (
@@ -19,6 +19,8 @@ from trainlint.recording.schema import (
     SourceLine,
     ZeroGrad,
 )
+from trainlint.recording.source_loops import LoopFault, cleared_before_step, cleared_every_micro_batch, never_stepped
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: Backwards without a step that prove something when nothing says that gradients are being accumulated.
 _MANY = 3
@@ -321,3 +323,49 @@ def _order(run: Recording) -> str:
     if uses(run, "lightning"):
         return "Order: opt.zero_grad(), self.manual_backward(loss), opt.step()."
     return "Order: optimizer.zero_grad(), loss.backward(), optimizer.step()."
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL303", SourceFacts, severity="error", catalog="O4")
+def wrong_step_order_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same order, read in a training loop of the source."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for fault in (*cleared_before_step(trace), *cleared_every_micro_batch(trace), *never_stepped(trace)):
+            yield _from_source(fault)
+
+
+def _from_source(fault: LoopFault) -> Finding:
+    name, call, other, backward = fault.optimizer.name, fault.call.at, fault.other.at, fault.backward
+    fix = "Order: optimizer.zero_grad(), loss.backward(), optimizer.step()."
+    if fault.kind == "no-step":
+        text = f"{name}.step() is never called: backward at {place(call)}, zero_grad at {place(other)}, and no step."
+        fix = "Call optimizer.step() after loss.backward(), before the gradients are cleared."
+    elif fault.kind == "cleared-every-micro-batch":
+        test = fault.block.text if fault.block is not None else "a condition"
+        text = (
+            f"zero_grad ({place(call)}) runs in every pass of the loop, {name}.step() ({place(other)}) only under "
+            f"`{test}`: every micro-batch but the last is thrown away."
+        )
+        fix = "Call zero_grad only where step is called, right after it."
+    elif fault.kind == "step-before-backward":
+        text = (
+            f"{name} steps before backward: zero_grad ({place(call)}), step ({place(other)}), then backward "
+            f"({place(backward.at if backward else None)}). No step finds a gradient."
+        )
+    else:
+        text = (
+            f"zero_grad ({place(call)}) comes between backward ({place(backward.at if backward else None)}) and "
+            f"{name}.step() ({place(other)}). No step finds a gradient."
+        )
+    return Finding(
+        f"{text} {NOT_RUN}",
+        at=call,
+        evidence={"kind": fault.kind, "call": place(call), "other": place(other)},
+        fix=fix,
+        severity=None if fault.sure else Severity.WARNING,
+        about=fault.kind,
+    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
-from trainlint.recording.describe import number, percent, uses
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
+from trainlint.recording.describe import number, percent, place, uses
 from trainlint.recording.loss_calls import LossLine, lines_of, maker, none_called
+from trainlint.recording.source_models import loss_uses
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: Operations whose outputs are no probabilities over the classes, whatever their values.
 _OTHERS = frozenset({"linear", "log_softmax", "sigmoid"})
@@ -154,3 +156,26 @@ def _fix(run: Recording, remove: str) -> str:
     elif uses(run, "transformers"):
         where = "from the model's logits"
     return f"{remove} {where}: cross_entropy wants raw scores."
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL501", SourceFacts, severity="error", catalog="O12")
+def double_softmax_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read from the operation that makes the input of the loss."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for use in loss_uses(trace):
+            if use.function == "cross_entropy" and use.made_by in ("softmax", "sigmoid"):
+                what = "probabilities" if use.made_by == "softmax" else "values between 0 and 1"
+                yield Finding(
+                    f"cross_entropy ({place(use.call.at)}) is given {what}: its input comes from {use.made_by} "
+                    f"({place(use.made_at)}), and cross_entropy applies log_softmax itself. {NOT_RUN}",
+                    at=use.call.at,
+                    evidence={"function": use.function, "made_by": use.made_by, "made_at": place(use.made_at)},
+                    fix=f"Give cross_entropy the raw scores: leave the {use.made_by} out of the model.",
+                    severity=None if use.made_by == "softmax" and use.trained else Severity.WARNING,
+                    about=place(use.call.at).partition(":")[0],
+                )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
-from trainlint.recording.describe import number, percent, uses
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
+from trainlint.recording.describe import number, percent, place, uses
 from trainlint.recording.loss_calls import LossLine, alone, lines_of, maker, none_called
+from trainlint.recording.source_models import LossUse, loss_uses
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: How far the log-sum-exp of a row of log-probabilities may be from 0, by rounding and by an epsilon in the logarithm.
 _CLOSE = 0.02
@@ -168,3 +170,38 @@ def _fix(run: Recording, line: LossLine, instead_of: str) -> str:
     if instead_of:
         return f"log_softmax instead of {instead_of}, or cross_entropy on the raw scores."
     return "cross_entropy on the raw scores, or log_softmax(scores, dim=1) before nll_loss."
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+#: What makes values that are no log-probabilities.
+_NO_LOGARITHMS = frozenset(
+    ("softmax", "sigmoid", "softmin", "relu", "tanh", "gelu", "Linear", "Bilinear", "Conv1d", "Conv2d", "Conv3d")
+)
+
+
+@check("TL505", SourceFacts, severity="error", catalog="O16")
+def nll_without_log_softmax_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read from the operation that makes the input of the loss."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for use in loss_uses(trace):
+            if _no_logarithms(use):
+                yield Finding(
+                    f"{use.function} ({place(use.call.at)}) wants log-probabilities, and its input comes straight from "
+                    f"{use.made_by} ({place(use.made_at)}). {NOT_RUN}",
+                    at=use.call.at,
+                    evidence={"function": use.function, "made_by": use.made_by, "made_at": place(use.made_at)},
+                    fix="Use cross_entropy on the raw scores, or log_softmax before the loss.",
+                    severity=None if use.trained and use.made_by == "softmax" else Severity.WARNING,
+                    about=place(use.call.at).partition(":")[0],
+                )
+
+
+def _no_logarithms(use: LossUse) -> bool:
+    if use.function == "kl_div":
+        return use.made_by == "softmax"
+    # Without a reduction it may only pick values.
+    return use.function == "nll_loss" and use.made_by in _NO_LOGARITHMS and use.call.details.get("reduction") != "none"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
-from trainlint.recording.describe import number, percent
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
+from trainlint.recording.describe import number, percent, place
 from trainlint.recording.loss_calls import LossLine, lines_of, maker, none_called
+from trainlint.recording.source_models import loss_uses
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: Losses that apply a sigmoid to their input.
 _ON_LOGITS = ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss")
@@ -160,3 +162,25 @@ def _one_sided(lines: list[LossLine]) -> bool:
     targets = [t for line in lines if line.function == "binary_cross_entropy" for t in line.targets]
     values = {(t.minimum, t.maximum) for t in targets}
     return len(values) > 1 and all(low is not None and low == high for low, high in values)
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL502", SourceFacts, severity="error", catalog="O13")
+def sigmoid_before_bce_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read from the operation that makes the input of the loss."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for use in loss_uses(trace):
+            if use.function in _ON_LOGITS and use.made_by in ("sigmoid", "softmax"):
+                yield Finding(
+                    f"{use.function} ({place(use.call.at)}) applies a sigmoid itself, and its input comes from "
+                    f"{use.made_by} ({place(use.made_at)}) already. {NOT_RUN}",
+                    at=use.call.at,
+                    evidence={"function": use.function, "made_by": use.made_by, "made_at": place(use.made_at)},
+                    fix=f"Give it the raw scores: leave the {use.made_by} out of the model.",
+                    severity=None if use.trained else Severity.WARNING,
+                    about=place(use.call.at).partition(":")[0],
+                )

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainlint.contract import Finding, Key, NotApplicable, NotObserved, Recording, Severity, check
-from trainlint.recording.describe import name_optimizer, number, percent, plural, uses
+from trainlint.contract import Finding, Key, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
+from trainlint.recording.describe import name_optimizer, number, percent, place, plural, uses
 from trainlint.recording.schema import (
     ConfigKey,
     Optimizer,
@@ -17,6 +17,7 @@ from trainlint.recording.schema import (
     SourceLine,
     StepMeasurement,
 )
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: From here on a value is of the size that AdamW recipes use; L2 penalties for Adam are a hundred times smaller.
 _OF_ADAMW = 0.01
@@ -201,3 +202,28 @@ def _fix(run: Recording, optimizer: Optimizer, decay: float, large: bool) -> str
     return text + (
         " If an L2 penalty is meant, 1e-6 to 1e-4 is usual." if large else " If an L2 penalty is meant, keep it."
     )
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL206", SourceFacts, severity="warning", catalog="O6")
+def coupled_weight_decay_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read where an Adam of torch is built with a number for its decay."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for call in trace.of_kind("built"):
+            optimizer = trace.objects[call.on[0]]
+            decay = optimizer.details.get("weight_decay")
+            if optimizer.class_name not in _COUPLED or not isinstance(decay, float) or decay <= 0:
+                continue
+            yield Finding(
+                f"{optimizer.class_name} ({place(call.at)}) is given weight_decay={number(decay)}: it adds that to the "
+                f"gradient and divides by the second moment, which is not the decay of AdamW. {NOT_RUN}",
+                at=call.at,
+                evidence={"optimizer": optimizer.class_name, "weight_decay": decay},
+                fix="Use AdamW with the same value, or decoupled_weight_decay=True; keep it if an L2 penalty is meant.",
+                severity=Severity.WARNING if decay >= _OF_ADAMW else Severity.INFO,
+                about=optimizer.name or optimizer.class_name,
+            )

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, ParameterName, Recording, Severity, check
+from trainlint.contract import (
+    Finding,
+    NotApplicable,
+    NotObserved,
+    ParameterName,
+    Recording,
+    Severity,
+    SourceFacts,
+    check,
+)
 from trainlint.recording.boundary import after_the_epoch
 from trainlint.recording.describe import (
     by_module,
@@ -12,12 +21,15 @@ from trainlint.recording.describe import (
     name_optimizer,
     number,
     percent,
+    place,
     plural,
     trainable_weights,
     uses,
 )
 from trainlint.recording.membership import held_by, stale_optimizers, unheld_parameters
 from trainlint.recording.schema import Optimizer, Parameter, RootModule
+from trainlint.recording.source_models import left_out
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 
 @check("TL201", Recording, severity="error", catalog="O2")
@@ -332,3 +344,33 @@ def _give(run: Recording, what: str) -> str:
     return (
         f"Give {what} to an optimizer: build it from all parameters, or optimizer.add_param_group({{'params': ...}})."
     )
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL201", SourceFacts, severity="error", catalog="O2")
+def params_not_in_optimizer_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read from what the optimizer is given and what the model's forward uses."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for fault in left_out(trace):
+            part, owner, optimizer = fault.module, fault.owner, fault.optimizer
+            built = place(fault.call.at if fault.call is not None else None)
+            of, adam = owner.class_name if owner else "", optimizer.class_name if optimizer else "the optimizer"
+            if fault.kind == "listed":
+                name = str(part.details.get("listed"))
+                text = f"{of}.{name} is a plain list of layers ({place(part.at)}): parameters() does not find them, and"
+                fix = "Keep the layers in torch.nn.ModuleList (or ModuleDict), so that parameters() finds them."
+            else:
+                name = part.name
+                text = f"{of}.{name} ({part.class_name}, {place(part.at)}) is used in the forward, and"
+                fix = f"Give {name}.parameters() to the optimizer, or say requires_grad_(False) if it is to stay fixed."
+            yield Finding(
+                f"{text} no optimizer is given its parameters ({adam} at {built}). {NOT_RUN}",
+                at=part.at,
+                evidence={"module": name, "class": part.class_name, "optimizer": built},
+                fix=fix,
+                about=f"{of}.{name}",
+            )

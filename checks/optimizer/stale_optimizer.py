@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, check
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import (
     by_module,
     lines_of,
     name_optimizer,
     number,
+    place,
     plural,
     trainable_weights,
     uses,
 )
 from trainlint.recording.membership import Stale, stale_optimizers
+from trainlint.recording.source_models import replaced, trained_elsewhere
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 
 @check("TL203", Recording, severity="error", catalog="O2c")
@@ -122,3 +125,32 @@ def _fix(run: Recording, stale: Stale) -> str:
         "Build the optimizer from the model's parameters() once the model is in its final form (head replaced, "
         "materialised, wrapped), or add the new tensors with optimizer.add_param_group({'params': ...})."
     )
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL203", SourceFacts, severity="error", catalog="O2c")
+def stale_optimizer_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read from what happens to the model after the optimizer is built."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for fault in (*replaced(trace), *trained_elsewhere(trace)):
+            change, build = (call.at if call is not None else None for call in (fault.call, fault.other))
+            adam = fault.optimizer.class_name if fault.optimizer is not None else "the optimizer"
+            if fault.kind == "copied":
+                text = f"{adam} ({place(build)}) holds the parameters of a module that is never called;"
+                text += f" its copy is trained ({place(change)})."
+            else:
+                part = fault.call.details.get("part") if fault.call is not None else ""
+                text = f"{part} replaces parameters ({place(change)}) after {adam} was built over them"
+                text += f" ({place(build)}): it keeps the old ones, and the new ones are never stepped."
+            yield Finding(
+                f"{text} {NOT_RUN}",
+                at=build if fault.kind == "copied" else change,
+                evidence={"kind": fault.kind, "built": place(build), "changed": place(change)},
+                fix="Bring the model into its final form first, then build the optimizer from its parameters().",
+                severity=None if fault.sure else Severity.WARNING,
+                about=fault.kind,
+            )

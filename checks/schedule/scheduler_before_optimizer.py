@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import name_optimizer, name_scheduler, number, place, uses
 from trainlint.recording.intervals import Timeline
 from trainlint.recording.projection import active_schedulers
@@ -16,6 +16,8 @@ from trainlint.recording.schema import (
     SchedulerStep,
     StateLoaded,
 )
+from trainlint.recording.source_loops import early_schedulers
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 
 @check("TL401", Recording, severity="warning", catalog="O8")
@@ -129,3 +131,24 @@ def _finding(
         severity=None if changed else Severity.INFO,
         about=scheduler.class_name,
     )
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+
+@check("TL401", SourceFacts, severity="warning", catalog="O8")
+def scheduler_before_optimizer_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read from the order of the two calls in a loop."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for fault in early_schedulers(trace):
+            scheduler = fault.scheduler.class_name if fault.scheduler is not None else "The scheduler"
+            yield Finding(
+                f"{scheduler}.step() ({place(fault.call.at)}) comes before {fault.optimizer.name}.step() "
+                f"({place(fault.other.at)}) in the loop: the first rate of the schedule is never used. {NOT_RUN}",
+                at=fault.call.at,
+                evidence={"scheduler": scheduler, "first_step_at": place(fault.other.at)},
+                fix="Call optimizer.step() first, then scheduler.step().",
+                about=scheduler,
+            )
