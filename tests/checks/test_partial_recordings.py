@@ -9,6 +9,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trainlint.checks.loop.accumulation_not_divided import accumulation_not_divided
+from trainlint.checks.loop.accumulation_token_weighting import accumulation_token_weighting
+from trainlint.checks.loop.clipping_ineffective import clipping_ineffective
+from trainlint.checks.loop.clipping_never_or_always_binds import clipping_never_or_always_binds
+from trainlint.checks.loop.gradients_never_zeroed import gradients_never_zeroed
 from trainlint.checks.loop.wrong_step_order import wrong_step_order
 from trainlint.checks.optimizer.frozen_but_optimized import frozen_but_optimized
 from trainlint.checks.optimizer.half_precision_optimizer_math import half_precision_optimizer_math
@@ -21,7 +25,7 @@ from trainlint.checks.schedule.scheduler_cadence import scheduler_cadence
 
 from tests.support.build import Run, at, cosine
 from trainlint.contract import Finding, NotApplicable, NotObserved
-from trainlint.recording.schema import Ending, Recording
+from trainlint.recording.schema import CarriedGradients, Ending, Recording
 
 CHECKS: tuple[Callable[[Any], Any], ...] = (
     params_not_in_optimizer,
@@ -31,6 +35,10 @@ CHECKS: tuple[Callable[[Any], Any], ...] = (
     half_precision_optimizer_math,
     wrong_step_order,
     accumulation_not_divided,
+    accumulation_token_weighting,
+    clipping_ineffective,
+    clipping_never_or_always_binds,
+    gradients_never_zeroed,
     scheduler_before_optimizer,
     scheduler_cadence,
     lr_not_logged,
@@ -47,10 +55,19 @@ def whole(micro: int, dead: bool, still: bool, dtype: str) -> Recording:
     run.loader(20)
     run.scheduler(adam, cosine(40), 40)
     for _ in range(3):
+        shares = []
         for _ in range(micro):
             run.batch().loss().backward()
-        run.clip(1.0, 2.0)
-        run.step(adam, gradient={net[0]: 1.0, net[1]: None if dead else 0.5}, moved=not still)
+            shares.append(len(run.events))
+        run.clip(1.0, 2.0, parameters=tuple(net), n_tensors=3, with_gradient=2, scaled=still)
+        run.step(
+            adam,
+            gradient={net[0]: 1.0, net[1]: None if dead else 0.5},
+            moved=not still,
+            carried=CarriedGradients((net[0],), 1, 1.0, 0.5) if dead else None,
+            share_backwards=tuple(shares),
+            share_products=((1.0,) * (micro + 1),) * (micro + 1),
+        )
         run.step(other).zero(adam).zero(other).sched().log("loss", 1.0).log("accuracy", 0.5)
     run.unheld(net[2:])
     return run.recording()
