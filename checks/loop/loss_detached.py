@@ -39,8 +39,8 @@ def loss_detached(run: Recording) -> Iterator[Finding]:
     are looked at before and after. A finding needs one of these:
 
     - PyTorch refused the loss because it has no graph;
-    - every backward of a line is called on a leaf: a tensor that was told to require a gradient and was computed
-      from nothing;
+    - every backward of a line is called on a leaf, a tensor that was told to require a gradient and was computed
+      from nothing, and the steps find no gradient (a warning where other losses give them some);
     - no backward that belongs to a step of an optimizer leads to a parameter, no gradient changed, and the step
       found none.
 
@@ -84,8 +84,10 @@ def loss_detached(run: Recording) -> Iterator[Finding]:
         # A leaf of one element that is no parameter; a batch without targets may have a constant for its loss.
         leaves = [b for b in same if b.requires_grad and b.grad_fn is None and b.numel == 1]
         if len(leaves) == len(same) and all(b.reaches_parameters is False for b in leaves):
-            found = True
-            yield _leaf(run, leaves)
+            leaf = _leaf(run, leaves)
+            if leaf is not None:
+                found = True
+                yield leaf
     if found:
         return
     for finding in _cut_from_optimizers(run):
@@ -134,14 +136,27 @@ def _died(run: Recording, died: str) -> Finding:
     )
 
 
-def _leaf(run: Recording, backwards: Sequence[Backward]) -> Finding:
+def _leaf(run: Recording, backwards: Sequence[Backward]) -> Finding | None:
+    """Every backward of a line is called on a leaf; ``None`` when that does no harm as far as was seen."""
     last = backwards[-1]
-    cause = _cause(run, last)
-    steps = _empty_steps(run)
-    effect = "no gradient reaches any parameter"
-    if steps is not None:
-        effect += f": {plural(steps[1], 'step')} of {name_optimizer(steps[0])} found none"
     values = {b.value for b in backwards if b.value is not None}
+    empty, stepped = _empty_steps(run), any(isinstance(e, OptimizerStep) for e in run.events)
+    severity: Severity | None = None
+    if empty is not None:
+        effect = (
+            f"no gradient reaches any parameter: {plural(empty[1], 'step')} of {name_optimizer(empty[0])} found none"
+        )
+        # All zero: the watched batches may have had no targets, for which such a constant is a common stand-in.
+        severity = Severity.WARNING if values == {0.0} else None
+    elif not stepped:
+        effect = "no gradient reaches any parameter"
+        severity = Severity.WARNING if values == {0.0} else None
+    elif len(values) > 1:
+        effect = "adds nothing to the gradients that other losses give"
+        severity = Severity.WARNING
+    else:
+        return None  # a constant beside the training: a device warming up, a stand-in for a loss without targets
+    cause = _cause(run, last)
     return _finding(
         f"The loss given to backward ({_line(last.at)}) is a leaf: it was told to require a gradient and was computed "
         f"from nothing (value {number(last.value)}, no grad_fn), in all {plural(len(backwards), 'backward')} there. "
@@ -152,10 +167,9 @@ def _leaf(run: Recording, backwards: Sequence[Backward]) -> Finding:
             "kind": "leaf",
             "backwards": len(backwards),
             "value": last.value,
-            "steps_without_gradient": steps[1] if steps is not None else None,
+            "steps_without_gradient": empty[1] if empty is not None else None,
         },
-        # All zero: the watched batches may have had no targets, for which such a constant is a common stand-in.
-        severity=Severity.WARNING if values == {0.0} else None,
+        severity=severity,
     )
 
 

@@ -70,6 +70,21 @@ def test_a_constant_zero_may_stand_for_a_batch_without_targets() -> None:
     assert findings(loss_detached, run) == []
 
 
+def test_a_leaf_beside_losses_that_train() -> None:
+    run, adam = program()
+    run.backward(7, value=1.0, **LEAF)  # a device warming up
+    for _ in range(3):
+        run.backward(40, **WHOLE).step(adam)
+    assert findings(loss_detached, run) == []
+    run, adam = program()
+    for value in (0.3, 0.2, 0.25):
+        loss(run, value=value)
+        run.backward(38, value=value, **LEAF).backward(40, **WHOLE).step(adam)
+    severity, finding = only(loss_detached, run)
+    assert severity == "warning"
+    assert "adds nothing to the gradients that other losses give" in finding.message
+
+
 def test_a_graph_that_leads_to_no_parameter() -> None:
     run, adam = program()
     for _ in range(2):

@@ -57,17 +57,15 @@ def evaluations(run: Recording) -> list[Evaluation]:
 
     A loader counts when at least two of its batches come in a row, a model did something between them, and no backward
     follows before another loader's batch. One that ever delivers a single batch between others feeds something
-    together with them (labelled and unlabelled data), and so is none.
+    together with them (labelled and unlabelled data), and so is none. A loader of one batch counts when a loss was
+    computed of it without gradients.
     """
     loaders = (*run.loaders, *(run.boundary.loaders if run.boundary is not None else ()))
     training = {loader.id for loader in loaders if loader.training}
-    runs = _runs(whole_timeline(run))
-    beside = {r.loader for r in runs[:-1] if r.batches == 1}
-    return [
-        r
-        for r in runs
-        if r.batches >= 2 and r.loader not in training and r.loader not in beside and _evaluates(r.events)
-    ]
+    single = {loader.id for loader in loaders if loader.batches == 1}
+    runs = [r for r in _runs(whole_timeline(run)) if r.loader not in training]
+    beside = {r.loader for r in runs[:-1] if r.batches == 1} - single
+    return [r for r in runs if r.loader not in beside and (_evaluates(r) or (r.loader in single and _scored(r)))]
 
 
 def _runs(events: Sequence[Event]) -> list[Evaluation]:
@@ -98,9 +96,16 @@ def _runs(events: Sequence[Event]) -> list[Evaluation]:
     return [r for r in runs if r.batches]
 
 
-def _evaluates(events: Sequence[Event]) -> bool:
+def _evaluates(run: Evaluation) -> bool:
     """Whether a model was at work after a batch and before the next one, not only at the end of a few fetched ahead."""
-    fetched = [i for i, e in enumerate(events) if isinstance(e, BatchFetched)]
-    between = events[fetched[0] : fetched[-1]]
-    tracked = [e.batches_tracked for e in events if isinstance(e, ModeState) and e.batches_tracked is not None]
+    fetched = [i for i, e in enumerate(run.events) if isinstance(e, BatchFetched)]
+    if len(fetched) < 2:
+        return False
+    between = run.events[fetched[0] : fetched[-1]]
+    tracked = [e.batches_tracked for e in run.events if isinstance(e, ModeState) and e.batches_tracked is not None]
     return any(isinstance(e, (LossCall, DropoutCall)) for e in between) or len(set(tracked)) > 1
+
+
+def _scored(run: Evaluation) -> bool:
+    losses = run.losses()
+    return bool(losses) and not any(e.grad_enabled for e in losses)
