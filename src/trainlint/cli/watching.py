@@ -150,7 +150,8 @@ def _completed(
 def _boundary(boundary: Boundary | None, seen: Watched) -> Boundary | None:
     """What only the supervisor knows of a boundary that has no end of its own: it was too long, or the process died."""
     if boundary is None or boundary.outcome != "timeout":
-        return boundary
+        # What the program raised may quote anything.
+        return boundary and dataclasses.replace(boundary, reason=seen.redact(boundary.reason))
     if seen.returncode is None:
         at = f"; the program was at {place(seen.stopped_at)}" if seen.stopped_at is not None else ""
         return dataclasses.replace(boundary, reason=f"{boundary.reason}{at}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Union
@@ -165,3 +165,5 @@ class Watched:
     returncode: int | None = None
     #: Where a program was that had to be ended before it parked.
     stopped_at: SourceLine | None = None
+    #: Takes secrets out of a text that the program wrote.
+    redact: Callable[[str], str] = field(default=str, repr=False)

@@ -255,6 +255,7 @@ class _Watch:
             configs=self.prepared.configs,
             returncode=outcome.returncode,
             stopped_at=outcome.where,
+            redact=self.redact,
         )
 
 

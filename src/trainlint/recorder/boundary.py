@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import expects_end
@@ -76,23 +77,45 @@ class Boundary:
         self.batches_per_step = 1
         self._windows_before = 0
 
-    # -- what the instruments tell
+    # -- what the instruments tell, outside of Recorder.quiet: nothing here raises into the program
 
     def fetching(self, one: Pass) -> bool:
         """A batch is asked for: whether there is none. Parks when the boundary is over or cannot be."""
+        return bool(self._safely(self._fetching, one))
+
+    def backward(self) -> None:
+        """A backward begins, in the thread that trains."""
+        self._safely(self._backward)
+
+    def stepped(self, optimizer: int) -> None:
+        """An optimizer made a step."""
+        self._safely(self._stepped, optimizer)
+
+    def training_over(self) -> None:
+        """A framework's training loop is over: nothing that comes after it is wanted."""
+        if self.began is not None:
+            self._safely(self._finish, "ended", "the training came to its end with this epoch")
+
+    def _safely(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            self.recorder.problem(f"the epoch boundary ({function.__name__})", error)
+            return None
+
+    def _fetching(self, one: Pass) -> bool:
         if not self.session.done:
             return False
         if threading.get_ident() == self.session.training_thread:
             self._reached(one)
         return self.began is not None and self._dry(one)
 
-    def backward(self) -> None:
-        """A backward begins, in the thread that trains."""
+    def _backward(self) -> None:
         if self.session.done:
             self._reached(None)
         self._fed()
 
-    def stepped(self, optimizer: int) -> None:
+    def _stepped(self, optimizer: int) -> None:
         self._fed()
         if self.began is None:
             self.batches_per_step = max(1, self.passes.windows - self._windows_before)
@@ -103,11 +126,6 @@ class Boundary:
         if self._ended and not self._resumed:
             for framework in EPOCH_ENDS:
                 framework.stepped()
-
-    def training_over(self) -> None:
-        """A framework's training loop is over: nothing that comes after it is wanted."""
-        if self.began is not None:
-            self._finish("ended", "the training came to its end with this epoch")
 
     def _fed(self) -> None:
         used = self.passes.backward()

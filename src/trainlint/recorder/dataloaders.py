@@ -101,13 +101,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
     def runs_dry(iterator: Any) -> bool:
         """Whether the recorder ends this pass here. Parks the program when all was seen."""
         one = passes.of(iterator)
-        if one is None or recorder.busy:
-            return False
-        try:
-            return session.boundary.fetching(one)
-        except Exception as error:
-            recorder.problem("the epoch boundary", error)
-            return False
+        return one is not None and not recorder.busy and session.boundary.fetching(one)
 
     @recorder.quiet
     def fetched(iterator: Any, batch: Any) -> None:
