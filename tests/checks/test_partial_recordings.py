@@ -13,6 +13,8 @@ from trainlint.checks.loop.accumulation_token_weighting import accumulation_toke
 from trainlint.checks.loop.clipping_ineffective import clipping_ineffective
 from trainlint.checks.loop.clipping_never_or_always_binds import clipping_never_or_always_binds
 from trainlint.checks.loop.gradients_never_zeroed import gradients_never_zeroed
+from trainlint.checks.loop.loss_detached import loss_detached
+from trainlint.checks.loop.wrong_mode import wrong_mode
 from trainlint.checks.loop.wrong_step_order import wrong_step_order
 from trainlint.checks.optimizer.frozen_but_optimized import frozen_but_optimized
 from trainlint.checks.optimizer.half_precision_optimizer_math import half_precision_optimizer_math
@@ -33,6 +35,8 @@ CHECKS: tuple[Callable[[Any], Any], ...] = (
     params_without_gradient,
     params_unmoved,
     half_precision_optimizer_math,
+    loss_detached,
+    wrong_mode,
     wrong_step_order,
     accumulation_not_divided,
     accumulation_token_weighting,
