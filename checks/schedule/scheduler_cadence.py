@@ -116,16 +116,16 @@ def scheduler_cadence(run: Recording) -> Iterator[Finding]:
 
 
 def _elsewhere(found: Elsewhere) -> Finding:
-    scheduler, steps, call = found.scheduler, found.steps, found.call
-    calls = f" and {plural(scheduler.calls, 'call')} of the scheduler" if call is not None else ""
+    scheduler, steps, called = found.scheduler, found.steps, found.calls
+    calls = f" and {plural(len(called), 'call')} of the scheduler" if called else ""
     return Finding(
         f"{name_scheduler(scheduler)} sets the rate of {name_optimizer(found.own)}, which never steps; the same "
         f"weights are stepped by {name_optimizer(found.stepping)}, whose rate stayed at "
         f"{number(next(iter(steps[0].rates), None))} through {plural(len(steps), 'step')}{calls}.",
-        at=call.at if call is not None else scheduler.at,
-        evidence={"scheduler": scheduler.class_name, "steps": len(steps), "calls": scheduler.calls},
+        at=called[0].at if called else scheduler.at,
+        evidence={"scheduler": scheduler.class_name, "steps": len(steps), "calls": len(called)},
         fix="Build the scheduler on the optimizer that steps (after the optimizer was built for the last time).",
-        severity=None if call is not None else Severity.WARNING,
+        severity=None if called else Severity.WARNING,
         about=f"{scheduler.class_name}-elsewhere",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from trainlint.checks.schedule.scheduler_cadence import scheduler_cadence as che
 from tests.checks.judging import findings, only
 from tests.support.build import Run, at, cosine, linear
 from trainlint.contract import NotApplicable, NotObserved
-from trainlint.recording.schema import SourceFacts
+from trainlint.recording.schema import SchedulerStep, SourceFacts
 
 NET = {"fc.weight": (8, 8)}
 
@@ -251,3 +252,155 @@ def test_no_scheduler_does_not_apply() -> None:
     run.optimizer("Adam", run.module("Net", NET))
     with pytest.raises(NotApplicable):
         findings(check, run)
+
+
+# -- several schedulers, rates set again
+
+
+def two(
+    first: Callable[[int], float],
+    second: Callable[[int], float],
+    *,
+    ends: tuple[int | None, int | None],
+    classes: tuple[str, str] = ("LinearLR", "MultiStepLR"),
+    second_per: int = 1,
+    steps: int = 3,
+) -> Run:
+    """Two schedulers that multiply the rate, the second called every so many steps."""
+    run = Run()
+    adam = run.optimizer("AdamW", run.module("Net", NET))
+    run.loader(100)
+    for factor, end, name in zip((first, second), ends, classes, strict=True):
+        run.rates[adam] = [1e-3]
+        run.scheduler(adam, factor, end, class_name=name)
+    counts = [0, 0]
+    run.rates[adam] = [1e-3 * first(0) * second(0)]
+    for step in range(steps):
+        run.batch().backward().step(adam).zero(adam)
+        for s in (0, 1):
+            if s == 0 or (step + 1) % second_per == 0:
+                counts[s] += 1
+                run.sched(s)
+        run.rates[adam] = [1e-3 * first(counts[0]) * second(counts[1])]
+    return run
+
+
+def rise(n: int) -> float:
+    return min(1.0, 0.1 + 0.9 * n / 30)
+
+
+def test_two_schedulers_that_multiply_are_judged_one_by_one() -> None:
+    right = two(rise, lambda n: 0.1 ** ((n >= 600) + (n >= 900)), ends=(30, 900)).plan(optimizer_steps=1000, epochs=10)
+    assert findings(check, right) == []
+    wrong = two(rise, lambda n: 0.1 ** ((n >= 6) + (n >= 9)), ends=(30, 9)).plan(optimizer_steps=1000, epochs=10)
+    severity, finding = only(check, wrong)
+    assert severity == "error"
+    assert "MultiStepLR" in finding.message
+    assert "its 9 calls are over at step 10 of 1,000" in finding.message
+    assert finding.evidence["meant_end_rate"] == pytest.approx(1e-5)
+
+
+def test_a_schedule_that_sets_the_rate_undoes_another() -> None:
+    run = two(rise, lambda n: 0.5**n, ends=(30, None), classes=("LambdaLR", "ExponentialLR"))
+    for i, e in enumerate(run.events):
+        if e.kind == "step":
+            run.events[i] = dataclasses.replace(e, rates=(1e-3 * rise(e.index) * (0.5 if e.index else 1.0),))
+    severity, finding = only(check, run.plan(optimizer_steps=1000, epochs=10))
+    assert severity == "warning"
+    assert finding.evidence["kind"] == "overridden"
+    assert "LambdaLR" in finding.message and "ExponentialLR" in finding.message
+
+
+def held(rates: list[float]) -> Run:
+    """A cosine that is called, before steps at other rates."""
+    run = Run()
+    adam = run.optimizer("SGD", run.module("Net", NET))
+    run.loader(100)
+    run.scheduler(adam, cosine(1000), 1000)
+    for rate in rates:
+        run.rates[adam] = [rate]
+        run.batch().backward().step(adam).zero(adam).sched()
+    return run.plan(optimizer_steps=1000, epochs=10)
+
+
+def test_a_rate_that_is_set_again_before_every_step() -> None:
+    severity, finding = only(check, held([1e-3, 1e-3, 1e-3, 1e-3]))
+    assert severity == "warning"
+    assert finding.evidence["kind"] == "overwritten"
+    assert "meant was 0 at the end" in finding.message
+
+
+def test_a_warm_up_by_hand_over_the_schedule_is_not_reported() -> None:
+    with pytest.raises(NotObserved):
+        findings(check, held([2e-4, 4e-4, 6e-4, 8e-4]))
+
+
+def test_a_share_of_the_schedules_rate_is_not_reported() -> None:
+    share = [0.5 * 1e-3 * cosine(1000)(n) for n in range(4)]
+    with pytest.raises(NotObserved):
+        findings(check, held(share))
+
+
+@pytest.mark.parametrize(("patience", "batches", "found"), [(5, 100, 1), (5, 8, 0), (500, 10_000, 0)])
+def test_a_plateau_called_at_every_batch(patience: int, batches: int, found: int) -> None:
+    settings = {"patience": patience, "factor": 0.1}
+    run = loop(lambda n: 1.0, None, batches=batches, metric=True, class_name="ReduceLROnPlateau", settings=settings)
+    got = findings(check, run)
+    assert [severity for severity, _ in got] == ["warning"] * found
+    if got:
+        assert "6 batches" in got[0][1].message
+
+
+def test_the_loss_given_as_the_epoch() -> None:
+    run = loop(cosine(1000), 1000).plan(optimizer_steps=1000, epochs=10)
+    for i, e in enumerate(run.events):
+        if e.kind == "backward":
+            run.events[i] = dataclasses.replace(e, value=2.5 - 0.1 * i)
+        if e.kind == "scheduler_step" and not e.initial:
+            last = next(x for x in reversed(run.events[:i]) if x.kind == "backward")
+            run.events[i] = dataclasses.replace(e, epoch=last.value)
+    severity, finding = only(check, run)
+    assert severity == "error"
+    assert "is given the loss" in finding.message
+
+
+def test_a_scheduler_that_is_told_its_epoch_is_not_judged() -> None:
+    run = loop(cosine(10), 10).plan(optimizer_steps=1000, epochs=10)
+    for i, e in enumerate(run.events):
+        if e.kind == "scheduler_step" and not e.initial:
+            run.events[i] = dataclasses.replace(e, epoch=i / 100)
+    with pytest.raises(NotObserved, match="step\\(epoch\\)"):
+        findings(check, run)
+
+
+def test_replaced_before_the_schedule_was_called() -> None:
+    run = Run()
+    net = run.module("Net", NET)
+    old, new = run.optimizer("SGD", net), run.optimizer("SGD", net)
+    run.scheduler(old, cosine(10), 10)
+    for _ in range(3):
+        run.backward().step(new).zero(new)
+    assert only(check, run)[0] == "warning"
+    later = Run()
+    net = later.module("Net", NET)
+    first, second = later.optimizer("Adam", net), later.optimizer("SGD", net)
+    later.scheduler(second, cosine(10), 10)
+    for _ in range(3):
+        later.backward().step(first).zero(first)
+    assert findings(check, later) == []
+
+
+def test_by_the_trainer_and_by_hand() -> None:
+    run = loop(cosine(1000), 1000, calls=0, steps=4, interval="epoch").framework("lightning")
+    events = []
+    for e in run.events:
+        events.append(e)
+        if e.kind == "step":
+            events += [SchedulerStep(0, 0.0, 0, at=at(line)) for line in (16, 16, 35)]
+    run.events = [dataclasses.replace(e, seq=i + 1, **({"began": i + 1} if e.kind == "step" else {}))
+                  for i, e in enumerate(events)]  # fmt: skip
+    severity, finding = only(check, run.plan(optimizer_steps=1000, epochs=10))
+    assert severity == "error"
+    assert "3 times per step" in finding.message
+    assert "train.py:16 and train.py:35" in finding.message
+    assert "The Trainer steps it already" in finding.fix

@@ -51,8 +51,8 @@ class Elsewhere:
     own: Optimizer
     stepping: Optimizer
     steps: Sequence[OptimizerStep]
-    #: Its first call by the program, when it was called in the watch.
-    call: SchedulerStep | None
+    #: Its calls by the program.
+    calls: Sequence[SchedulerStep]
 
 
 def elsewhere(run: Recording) -> Iterator[Elsewhere]:
@@ -72,10 +72,10 @@ def elsewhere(run: Recording) -> Iterator[Elsewhere]:
         other = next((o for o in run.optimizers if o.id in steps and held[o.id] & held[own.id]), None)
         if other is None or len({s.rates for s in steps[other.id]}) > 1:
             continue  # something does set the stepping optimizer's rate
-        call = next(iter(calls_of(run, scheduler)), None)
-        if call is None and (own.id > other.id or active_schedulers(run, other.id)):
+        calls = calls_of(run, scheduler)
+        if not calls and (own.id > other.id or active_schedulers(run, other.id)):
             continue  # not called yet, and not replaced either: it may be for a later phase
-        yield Elsewhere(scheduler, own, other, steps[other.id], call)
+        yield Elsewhere(scheduler, own, other, steps[other.id], calls)
 
 
 @dataclass(frozen=True)
