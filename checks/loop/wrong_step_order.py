@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -278,6 +279,12 @@ def _wiped_once(
         return clearing, told, False
     if used > after * 1.01 or (used < after * 0.99 and not interval.clips() and not backwards[-1].loss_scale):
         return None  # gradients were put together by hand from what the backwards left
+    # The step used the last share alone if it lies in its direction (clipping by value bends it a little).
+    if m is not None and m.share_products and list(m.share_backwards) == [b.seq for b in backwards]:
+        last, step = len(backwards) - 1, len(backwards)
+        norms = m.share_products[last][last] * m.share_products[step][step]
+        if norms > 0 and m.share_products[last][step] < 0.9 * math.sqrt(norms):
+            return None
     return clearing, told, True
 
 
