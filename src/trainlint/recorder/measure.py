@@ -181,3 +181,19 @@ def gradient_norms(tensors: list[tuple[int, Any]]) -> dict[int, float | None]:
         for (number, _), value in zip(items, torch.stack(norms).tolist(), strict=True):
             out[number] = float(value)
     return out
+
+
+def peak_memory() -> int | None:
+    """Peak memory in bytes: of the GPU allocator when CUDA is in use, else of the process."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(peak if sys.platform == "darwin" else peak * 1024)
+    except Exception:
+        return None

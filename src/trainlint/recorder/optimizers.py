@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -257,7 +258,7 @@ class Optimizers:
                 "gradient_norm_total": inside["total"],
                 **inside["trace"],
                 "duration_s": duration,
-                "peak_memory_bytes": peak_memory(),
+                "peak_memory_bytes": measure.peak_memory(),
             },
         )
         for number, norm in gradients.items():
@@ -345,22 +346,6 @@ def _total(norms: Any) -> float | None:
     return sum(n * n for n in present) ** 0.5 if present else None
 
 
-def peak_memory() -> int | None:
-    """Peak memory in bytes: of the GPU allocator when CUDA is in use, else of the process."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if sys.platform == "darwin" else peak * 1024)
-    except Exception:
-        return None
-
-
 def signature_defaults(cls: type) -> dict[str, Any]:
     """Defaults of the constructor's parameters: what holds when nobody passes a value."""
     try:
@@ -414,14 +399,27 @@ def install(session: Session, hooks: ImportHooks) -> None:
     def step_ended(self: Any, args: Any, kwargs: Any) -> None:
         optimizers.after(self)
 
+    disabled: dict[Any, Any] = {}
+
+    def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+        # Around a step inside torch.compile the compiler would trace what the hook calls, once it has given up on the
+        # frame of the step itself. It is loaded by then.
+        disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
+        if disable is None:
+            return function
+        if function not in disabled:
+            disabled[function] = disable(function)
+        found: Callable[..., Any] = disabled[function]
+        return found
+
     def pre_hook(self: Any, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or threading.get_ident() != session.training_thread:
             return None
-        return step_begins(self, args, kwargs)
+        return untraced(step_begins)(self, args, kwargs)
 
     def post_hook(self: Any, args: Any, kwargs: Any) -> None:
         if not torch.compiler.is_compiling() and threading.get_ident() == session.training_thread:
-            step_ended(self, args, kwargs)
+            untraced(step_ended)(self, args, kwargs)
 
     register_optimizer_step_pre_hook(pre_hook)
     register_optimizer_step_post_hook(post_hook)
