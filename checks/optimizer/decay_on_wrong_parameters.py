@@ -33,9 +33,9 @@ def decay_on_wrong_parameters(run: Recording) -> Iterator[Finding]:
     missed, a warning, when the group without decay is empty, or holds biases or some of the norms, while norms are
     decayed; or when the group with decay is empty and matrices sit in the one without.
 
-    Without a split, decay on norms and biases is an information, and only where it matters: the shrink that decay
-    alone causes is computed from the learning rate over the whole planned run. Under 2% nothing is said (under 20% for
-    a value that is the optimizer's default).
+    Without a split, decay on norms (and biases with them) is an information, and only where it matters: the shrink
+    that decay alone causes is computed from the learning rate over the whole planned run. Under 2% nothing is said
+    (under 20% for a value that is the optimizer's default).
 
     ## What to do
     Split by shape or by owner instead of by name: `[p for p in model.parameters() if p.ndim >= 2]` with decay, the
@@ -240,15 +240,15 @@ def _per_rate(optimizer: Optimizer, group: ParamGroup) -> float | None:
 
 
 def _shrinking(run: Recording, optimizer: Optimizer, split: _Split) -> Finding | None:
-    shrink = _shrink(run, optimizer, split)
+    spared = split.spared
+    norms = sum(1 for p in spared if p.kind == "norm")
+    shrink = _shrink(run, optimizer, split) if norms else None
     if shrink is None:
         return None
     default = optimizer.signature_defaults.get("weight_decay")
     chosen = not (isinstance(default, (int, float)) and math.isclose(default, split.value, rel_tol=1e-6))
     if shrink.share < (_CHOSEN if chosen else _DEFAULT):
         return None
-    spared = split.spared
-    norms = sum(1 for p in spared if p.kind == "norm")
     return Finding(
         f"{name_optimizer(optimizer)} decays {plural(norms, 'norm tensor')} and {plural(len(spared) - norms, 'bias')} "
         f"by {number(split.value)} like the matrices: over {plural(shrink.steps, 'step')} ({shrink.source}) decay "
