@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.clips import ClipCall, ClipSite, clip_sites, norm_of, step_after
 from trainlint.recording.describe import by_module, lines_of, name_optimizer, number, percent, place, plural, uses
 from trainlint.recording.intervals import Timeline
 from trainlint.recording.micro_batches import micro_batches
 from trainlint.recording.schema import Backward, Clip, Optimizer, Parameter, ScalerEvent
+from trainlint.recording.source_loops import useless_clips
+from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: How far over its threshold a norm must be to prove that nothing clipped it.
 _OVER = 1.02
@@ -393,3 +395,55 @@ def _fix(run: Recording) -> str:
     if uses(run, "lightning"):
         return "self.clip_gradients(opt, ...) between self.manual_backward(loss) and opt.step(), or gradient_clip_val."
     return "Call it between loss.backward() and optimizer.step()."
+
+
+# ---------------------------------------------------------------------------------------------- without a run
+
+#: What is wrong with a call, and what to do, by the order in the source.
+_IN_SOURCE = {
+    "after-step": (
+        "comes after {step}, and the gradients are cleared before the next",
+        "Clip between backward and step.",
+    ),
+    "before-backward": ("comes before the backward, when there is no gradient yet", "Clip between backward and step."),
+    "scaled": (
+        "comes before scaler.unscale_, so the threshold is held against gradients times the loss scale",
+        "Call scaler.unscale_(optimizer) before clipping.",
+    ),
+    "exhausted": (
+        "gets an iterator over parameters that {taken} has used up: it clips nothing",
+        "Pass model.parameters() itself, or a list.",
+    ),
+    "another-model": (
+        "clips a module of which {step} holds no parameter",
+        "Clip the parameters that the next step uses.",
+    ),
+    "every-micro-batch": (
+        "runs at every micro-batch, {step} only under `{test}`: what the earlier ones added is cut again and again",
+        "Clip only where step is called, right before it.",
+    ),
+}
+
+
+@check("TL308", SourceFacts, severity="error", catalog="O4")
+def clipping_ineffective_in_source(source: SourceFacts) -> Iterator[Finding]:
+    """The same, read from where clipping stands in the loop and what it is given."""
+    if not source.traces:
+        raise NotObserved("no code that trains could be read")
+    for trace in traces_of(source):
+        for fault in useless_clips(trace):
+            text, fix = _IN_SOURCE[fault.kind]
+            details = fault.call.details
+            said = text.format(
+                step=f"{fault.optimizer.name or 'optimizer'}.step() ({place(fault.other.at)})",
+                taken=f"{details.get('spent_by')} (line {details.get('spent_line')})",
+                test=fault.block.text if fault.block is not None else "",
+            )
+            yield Finding(
+                f"Gradient clipping ({place(fault.call.at)}) {said}. {NOT_RUN}",
+                at=fault.call.at,
+                evidence={"kind": fault.kind, "clip": place(fault.call.at), "step": place(fault.other.at)},
+                fix=fix,
+                severity=None if fault.sure else Severity.WARNING,
+                about=fault.kind,
+            )

@@ -213,7 +213,7 @@ def useless_clips(t: Trace) -> Iterator[LoopFault]:
             continue
         calls = t.inside(loop)
         for clip in calls:
-            if clip.what == "clip":
+            if clip.what == "clip" and not clip.details.get("measures"):
                 kind, sure = _clip_fault(t, loop, calls, clip, step, optimizer)
                 if kind:
                     counting = t.counting(step, loop)
@@ -232,10 +232,12 @@ def _clip_fault(
     only = not _others_step(t, loop, optimizer)
     if not _clips(t, clip, optimizer) and not (only and not clip.details.get("understood")):
         return _of_another(t, loop, clip, step, optimizer), False
+    if all(t.before(clip, b) for b in backwards) and t.always_with(clip, backwards[0]):
+        return _before_backward(t, calls, clip, step, optimizer), True
     if t.before(step, clip):
         return _after_step(t, loop, calls, clip, step, optimizer), True
     scaled = step.details.get("scaler") is not None and step.details.get("enabled") is not False
-    if scaled and not clip.details.get("via") and any(t.before(b, clip) for b in backwards):
+    if scaled and not (clip.details.get("via") or clip.details.get("times_scale")) and any(t.before(b, clip) for b in backwards):
         if not any(
             (c.what == "unscale" and (not c.on or set(c.on) & t.same(optimizer.number))) or t.opaque_to(c, optimizer)
             for c in calls
@@ -243,7 +245,11 @@ def _clip_fault(
         ):
             return "scaled", step.details.get("enabled") is True
     counting = t.counting(step, loop)
-    if counting is not None and t.trace.blocks[counting].kind != "accumulate" and counting not in clip.path:
+    if counting is not None and t.trace.blocks[counting].kind == "accumulate":
+        # Inside accelerate's context the step waits for the last micro-batch by itself, clipping does not.
+        each = clip.path[-1] == counting and optimizer.details.get("prepared") is not None
+        return ("every-micro-batch", False) if each else ("", False)
+    if counting is not None and counting not in clip.path:
         if all(counting not in b.path for b in backwards):
             return "every-micro-batch", False
     return "", False
@@ -264,6 +270,18 @@ def _after_step(
         return ""
     later = [c for c in calls if t.before(clip, c) or t.before(c, backwards[0])]
     return "after-step" if any(t.clears(c, optimizer, surely=False) for c in later) else ""
+
+
+def _before_backward(
+    t: Trace, calls: list[SourceCall], clip: SourceCall, step: SourceCall, optimizer: SourceObject
+) -> str:
+    """Clipped when the gradients of the last pass are gone and those of this one have not come."""
+    if not t.before(clip, step) or t.hidden([c for c in calls if t.before(c, clip)], optimizer):
+        return ""
+    if sum(c.what == "clip" for c in calls) > 1:
+        return ""
+    gone = [c for c in calls if t.clears(c, optimizer, surely=True) and (t.before(c, clip) or t.before(step, c))]
+    return "before-backward" if gone else ""
 
 
 def _of_another(t: Trace, loop: int, clip: SourceCall, step: SourceCall, optimizer: SourceObject) -> str:

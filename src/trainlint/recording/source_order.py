@@ -110,11 +110,15 @@ class Trace:
     def same(self, number: int) -> set[int]:
         """Numbers that may be the same object: an optimizer that one of two branches made."""
         out = {number}
-        for o in self.trace.objects:
+        for o in (*self._joined, *reversed(self._joined)):
             alternatives = o.details.get("alternatives")
-            if isinstance(alternatives, tuple) and (o.number == number or number in alternatives):
+            if isinstance(alternatives, tuple) and (o.number in out or not out.isdisjoint(alternatives)):
                 out |= {o.number, *(n for n in alternatives if isinstance(n, int))}
         return out
+
+    @cached_property
+    def _joined(self) -> list[SourceObject]:
+        return [o for o in self.trace.objects if "alternatives" in o.details]
 
     def family(self, numbers: Iterable[int]) -> set[int]:
         """Modules, everything they are part of, and everything that is part of them."""

@@ -27,6 +27,8 @@ from trainlint.source.values import (
 TRACE_BUDGET = 40_000
 #: ... for the definitions at the top level of an imported file.
 MODULE_BUDGET = 10_000
+#: Values looked through for what they are put together from.
+_LOOKED_AT = 200
 #: Calls of the project's functions followed into each other.
 DEPTH = 8
 
@@ -193,7 +195,7 @@ def joined_tensors(tensors: list[Tensor], all_tensors: bool) -> Tensor:
     )
 
 
-def attachment(values: Iterable[Value]) -> bool | None:
+def attachment(values: Iterable[Value], depth: int = 3) -> bool | None:
     """Whether what is computed from these has a gradient; ``None`` when it is not known."""
     unsure = False
     for value in values:
@@ -202,7 +204,7 @@ def attachment(values: Iterable[Value]) -> bool | None:
                 return True
             unsure = unsure or value.attached is None
         elif isinstance(value, Items):
-            inner = attachment(value.elements)
+            inner = attachment(value.elements, depth - 1) if depth else None
             if inner:
                 return True
             unsure = unsure or inner is None
@@ -215,15 +217,21 @@ def attachment(values: Iterable[Value]) -> bool | None:
 
 def losses_in(values: Iterable[Value]) -> frozenset[int]:
     """The loss calls that these were put together from."""
-    out: frozenset[int] = frozenset()
-    for value in values:
+    out: set[int] = set()
+    queue = list(values)
+    seen: set[int] = set()
+    while queue and len(seen) < _LOOKED_AT:
+        value = queue.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         if isinstance(value, Tensor):
             out |= value.losses
         elif isinstance(value, Items):
-            out |= losses_in(value.elements)
+            queue += value.elements
         elif isinstance(value, Unknown):
-            out |= losses_in(value.holds)
-    return out
+            queue += value.holds
+    return frozenset(out)
 
 
 def cut(tensor: Tensor, by: str, at: SourceLine | None) -> Tensor:

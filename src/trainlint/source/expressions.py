@@ -139,6 +139,8 @@ class Expressions(Calls):
     def _of_tensor(self, tensor: Tensor, name: str, node: ast.expr) -> Value:
         if name == "data":
             return cut(tensor, "data", self.line(node))
+        if name == "requires_grad" and tensor.attached is not None:
+            return Const(tensor.attached)
         if name in ("grad", "shape", "device", "dtype", "size"):
             return Unknown(f".{name}")
         if name in words.SAME:

@@ -287,7 +287,12 @@ class Methods(Events):
         what = given.get(position, "parameters", "optimizer")
         value = what.elements[0] if isinstance(what, Items) and len(what.elements) == 1 else what
         on: tuple[int, ...] = ()
+        bound = given.node.args[position + 1] if len(given.node.args) > position + 1 else None
+        bounds = [bound, *(k.value for k in given.node.keywords if k.arg != "parameters")]
         details: dict[str, Plain] = {"via": via, "understood": False}
+        # With an infinite threshold the norm is only measured.
+        written = " ".join(ast.unparse(b).lower() for b in bounds if b is not None)
+        details["measures"], details["times_scale"] = "inf" in written, "scale" in written
         if isinstance(value, Thing):
             on, details["understood"] = (value.number,), True
         elif isinstance(value, Parameters):

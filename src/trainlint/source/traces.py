@@ -21,8 +21,11 @@ _TELLING = (
 )  # fmt: skip
 #: Expressions looked at in all traces of one reading; about four seconds.
 _BUDGET = 600_000
-#: Hooks of a Lightning module that are called without gradients, and with.
+#: Hooks of a Lightning module that are called without gradients, and all that its trainer calls.
 _WITHOUT_GRAD = ("validation_step", "test_step", "predict_step")
+_HOOKS = ("training_step", "configure_optimizers", *_WITHOUT_GRAD)
+#: Details that are data.
+_PLAIN = (bool, int, float, str, tuple)
 #: Parts of modules that are listed with them, at most this deep.
 _DEPTH = 3
 
@@ -82,10 +85,11 @@ def _functions(tracer: Statements, module: Module) -> Iterator[tuple[SourceLine,
         elif isinstance(node, ast.ClassDef) and _telling(lines, node):
             methods = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
             left = [m for m in methods if m not in tracer.followed and _telling(lines, m)]
-            if any(m.name == "training_step" for m in methods):
+            lightning = any(m.name == "training_step" for m in methods) and _is_lightning(tracer, module, node)
+            if lightning:
                 yield SourceLine(module.file, node.lineno, node.name), _lightning(tracer, module, node)
             for method in left:
-                if method.name in ("__init__", "training_step", "configure_optimizers", *_WITHOUT_GRAD):
+                if method.name == "__init__" or (lightning and method.name in _HOOKS):
                     continue
                 if method in tracer.followed:
                     continue
@@ -123,6 +127,13 @@ def _instance(tracer: Statements, module: Module, node: ast.ClassDef) -> tuple[P
         return None
     made.name, made.path = "self", ()
     return cls, made
+
+
+def _is_lightning(tracer: Statements, module: Module, node: ast.ClassDef) -> bool:
+    tracer.begin()
+    scope = tracer.module_scope(module.file)
+    cls = scope.names.get(node.name) if scope is not None else None
+    return isinstance(cls, ProjectClass) and cls.is_a("LightningModule")
 
 
 def _method(tracer: Statements, module: Module, node: ast.ClassDef, name: str) -> Iterator[None]:
@@ -252,9 +263,8 @@ def _trace(tracer: Statements, entry: SourceLine) -> SourceTrace:
 
 
 def _details(thing: Thing, parts: dict[int, list[Thing]]) -> dict[str, Plain]:
-    plain = (None, bool, int, float, str)
     out: dict[str, Plain] = {
-        k: v for k, v in thing.details.items() if v is None or isinstance(v, plain[1:]) and k != "part"
+        k: v for k, v in thing.details.items() if k != "part" and (v is None or isinstance(v, _PLAIN))
     }
     if thing.kind == "module":
         below = list(_below(thing, parts))

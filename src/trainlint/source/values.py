@@ -221,15 +221,21 @@ class Tensor(Value):
 
 
 def objects_in(value: Value, depth: int = 3) -> list[Value]:
-    """Things and tensors that someone who holds ``value`` can get at."""
-    if isinstance(value, (Thing, Tensor)):
-        return [value]
-    if isinstance(value, Parameters):
-        return [value]
-    if depth and isinstance(value, Items):
-        return [x for e in value.elements for x in objects_in(e, depth - 1)]
-    if depth and isinstance(value, Unknown):
-        return [x for e in value.holds for x in objects_in(e, depth - 1)]
-    if isinstance(value, Routine):
-        return [value]
-    return []
+    """Things, tensors, parameters and functions that someone who holds ``value`` can get at."""
+    found: list[Value] = []
+    seen: set[int] = set()
+    level = [value]
+    for _ in range(depth + 1):
+        below: list[Value] = []
+        for one in level:
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            if isinstance(one, (Thing, Tensor, Parameters, Routine)):
+                found.append(one)
+            elif isinstance(one, Items):
+                below += one.elements
+            elif isinstance(one, Unknown):
+                below += one.holds
+        level = below
+    return found
