@@ -313,3 +313,11 @@ def test_targets_that_are_no_rows(function: str, target: Tensor) -> None:
 
 def test_samples_of_a_classification_have_no_rows() -> None:
     assert look(logits(8), torch.randint(0, 5, (8,)), batches=[[torch.rand(8, 3), torch.randint(0, 5, (8,))]]) == {}
+
+
+def test_a_padding_idx_that_is_not_what_pads() -> None:
+    ids = padded(texts(LENGTHS), 2)
+    for declared, confirmed in [(0, ""), (2, "padding_idx of the embedding")]:
+        figures = look(logits(5, 8).reshape(-1, V), ids[:, 1:].reshape(-1), ids=[ids[:, :-1]], padding_idx=declared)
+        assert figures["padding_supervised"] == int((ids[:, :-1] == 2).sum())
+        assert figures["confirmed_by"] == confirmed

@@ -136,20 +136,25 @@ def _runs(rows: Rows, known: Given, x: Any) -> list[Padding]:
         return _of_lengths(rows, known, x)
     out = []
     mask = x.ndim == 2 and not known.embedded and is_mask(x)
-    declared = known.embedded and known.padding is not None
     kind = "mask" if mask else "ids" if are_ids(x) else "values"
+    declared = known.padding if known.embedded else None
     for left in (False, True):
         side = x.flip(1) if left else x
-        for value in (0, 1) if mask else (known.padding,) if declared else (None,):
+        # The padding_idx of an embedding need not be what pads here.
+        for value in (0, 1) if mask else dict.fromkeys((declared, None)):
             filled = _filled(side, value)
             if filled is None:
                 continue
             at = _tail(filled, 2)
-            if _is_padding(filled, at, declared, mask):
-                at = (at.flip(1) if left else at)[:, :length]
-                found = x[:, :length][at]
-                fill = float(found[0]) if x.ndim == 2 and len(found) else None
-                out.append(Padding(at, at.sum(dim=1), known.name, kind, left, not mask, declared, fill))
+            told = not mask and value is not None
+            if not _is_padding(filled, at, told, mask):
+                continue
+            at = (at.flip(1) if left else at)[:, :length]
+            found = x[:, :length][at]
+            fill = float(found[0]) if x.ndim == 2 and len(found) else None
+            out.append(Padding(at, at.sum(dim=1), known.name, kind, left, not mask, told, fill))
+            if told:
+                break
     return out
 
 
