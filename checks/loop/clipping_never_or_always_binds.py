@@ -11,8 +11,8 @@ from trainlint.recording.describe import framework_settings, number, place, plur
 from trainlint.recording.intervals import Timeline
 from trainlint.recording.schema import ConfigKey
 
-#: How many times above or below every norm.
-_FACTOR = 10.0
+#: How many times above every norm; how many times below: gradients of the first steps are large, and fall.
+_ABOVE, _BELOW = 10.0, 30.0
 #: Fewest norms to say "never" or "always" of.
 _CALLS = 2
 #: What the transformers Trainer clips at when nobody says anything.
@@ -25,13 +25,14 @@ def clipping_never_or_always_binds(run: Recording) -> Iterator[Finding]:
 
     ## What goes wrong
     Clipping by norm is meant to catch the odd large gradient. A threshold ten times above the norm of every step
-    catches nothing but an explosion. One ten times below cuts every step to the same length: the gradient's direction
+    catches nothing but an explosion. One far below cuts every step to the same length: the gradient's direction
     is all that is left of it, and with SGD the learning rate means something else (rate times threshold is the length
     of every step). Both usually come from a threshold that was copied from a model with another loss reduction.
 
     ## How it is detected
     `clip_grad_norm_` returns the norm it found; that of every call between the last backward and the step is
-    compared with the threshold. Reported when all of them (two at least) lie on one side by a factor of ten or more.
+    compared with the threshold. Reported when all of them (two at least) lie below it by a factor of ten or more, or
+    above it by a factor of thirty: the first steps, which were watched, usually have the largest gradients.
 
     ## What to do
     Log the norm that `clip_grad_norm_` returns and set the threshold near the upper end of what is usual. Keep a high
@@ -58,9 +59,9 @@ def clipping_never_or_always_binds(run: Recording) -> Iterator[Finding]:
         seen = True
         if not _chosen(run, site):
             continue
-        if site.threshold >= _FACTOR * max(norms):
+        if site.threshold >= _ABOVE * max(norms):
             yield _finding(run, site, norms, never=True)
-        elif 0 < site.threshold <= min(norms) / _FACTOR:
+        elif 0 < site.threshold <= min(norms) / _BELOW:
             yield _finding(run, site, norms, never=False)
     if not seen:
         raise NotObserved(f"fewer than {_CALLS} gradient norms were seen by clipping before a step; raise --steps")

@@ -38,7 +38,7 @@ def test_always_binds() -> None:
     assert finding.evidence["binds"] == "always"
 
 
-@pytest.mark.parametrize("norms", [[0.4, 3.0], [8.0, 12.0], [0.9, 0.9]])
+@pytest.mark.parametrize("norms", [[0.4, 3.0], [14.0, 24.0], [8.0, 120.0], [0.9, 0.9]])
 def test_a_threshold_among_the_norms_passes(norms: list[float | None]) -> None:
     assert not findings(check, clipped(1.0, norms))
 
