@@ -213,10 +213,13 @@ class Recorder:
             self.emit("event_value", {**fields(tensor.tolist()), "seq": seq})
 
     def flush_later(self) -> None:
-        """Read the postponed numbers."""
+        """Read the postponed numbers; after a failed kernel those that are on their way already can still be read."""
         waiting, self._later = self._later, []
         for seq, fields, tensor in waiting:
-            self.emit("event_value", {**fields(tensor.tolist()), "seq": seq})
+            try:
+                self.emit("event_value", {**fields(tensor.tolist()), "seq": seq})
+            except Exception as error:
+                self.problem("reading a number of the device", error)
 
     def mark(self, name: str, **fields: Any) -> None:
         """Tell the supervisor something."""
