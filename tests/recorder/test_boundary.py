@@ -95,6 +95,14 @@ CROSSED = {
         for _ in range(200):
             step(*next(batches))
     """,
+    "a generator for each epoch": """
+        def doubled():
+            for inputs, targets in train:
+                yield 2 * inputs, 2 * targets
+        for _ in range(9):
+            for inputs, targets in doubled():
+                step(inputs, targets)
+    """,
     "an iterator of its own": """
         class Twice:
             def __iter__(self):
@@ -258,6 +266,17 @@ LEFT_OUT = {
             print("FAILED")
         """,
         "not prepared for their end",
+    ),
+    "a generator that ends, asked by next()": (
+        """
+        def doubled():
+            for inputs, targets in train:
+                yield 2 * inputs, 2 * targets
+        batches = doubled()
+        while True:
+            step(*next(batches))
+        """,
+        "program.py:22 asks for batches with next()",
     ),
     "an epoch that ended in the watch": (
         """

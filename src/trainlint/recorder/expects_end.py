@@ -35,12 +35,16 @@ def unprepared(frame: FrameType | None) -> FrameType | None:
         code, line = frame.f_code, frame.f_lineno
         if not is_user_file(code.co_filename):
             return asked
-        by_name, by_all, fetches = _look(code.co_filename, line)
+        by_name, by_all, fetches, in_loop = _look(code.co_filename, line)
         # What catches everything around a call of the training is no answer to the end of the data.
         if by_name or (by_all and fetches):
             return None
         if asked is None and not fetches:
-            return None  # a for loop, list(...), zip(...)
+            if in_loop or not code.co_flags & _GENERATORS:
+                return None  # a for loop, list(...), zip(...)
+            # A generator that ends with its data: whoever asks it decides.
+            frame = frame.f_back
+            continue
         asked = asked or frame
         if code.co_flags & _GENERATORS:
             return asked  # becomes a RuntimeError here
@@ -65,12 +69,12 @@ def _tree(filename: str) -> ast.Module | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _look(filename: str, line: int) -> tuple[bool, bool, bool]:
-    """Whether a ``StopIteration`` at that line is caught by name, or with everything; whether it calls ``next``."""
+def _look(filename: str, line: int) -> tuple[bool, bool, bool, bool]:
+    """Of a line: ``StopIteration`` is caught by name, or with everything; it calls ``next``; a loop is around it."""
     tree = _tree(filename)
     if tree is None:
-        return False, False, True
-    by_name = by_all = fetches = False
+        return False, False, True, False
+    by_name = by_all = fetches = in_loop = False
     for node in ast.walk(tree):
         if not (getattr(node, "lineno", line + 1) <= line <= (getattr(node, "end_lineno", None) or 0)):
             continue
@@ -82,7 +86,9 @@ def _look(filename: str, line: int) -> tuple[bool, bool, bool]:
             by_all = by_all or (bool(names & {"Exception", "BaseException"}) and len(node.body) <= _SHORT)
         elif isinstance(node, (ast.With, ast.AsyncWith)) and _within(node.body, line):
             by_name = by_name or any("StopIteration" in ast.dump(item) for item in node.items)
-    return by_name, by_all, fetches
+        elif isinstance(node, (ast.For, ast.While)):
+            in_loop = in_loop or _within(node.body, line)
+    return by_name, by_all, fetches, in_loop
 
 
 def _fetches(call: ast.Call) -> bool:
