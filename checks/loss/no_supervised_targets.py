@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording.describe import percent, plural, uses
+from trainlint.recording.label_batches import label_lines
 from trainlint.recording.loss_calls import LossLine, lines_of, none_called
 from trainlint.recording.schema import Backward, LossCall, TargetRows
 
@@ -54,7 +55,7 @@ def no_supervised_targets(run: Recording) -> Iterator[Finding]:
     ## References
     torch.nn.CrossEntropyLoss (`ignore_index`); transformers, DataCollatorForLanguageModeling (labels at padding).
     """
-    lines = lines_of(run, _LOSSES)
+    lines = lines_of(run, _LOSSES) or label_lines(run)
     if not lines:
         missing = none_called(run)
         if missing:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
 from trainlint.recording.describe import number, percent, plural, uses
+from trainlint.recording.label_batches import OWN_LOSS, label_lines
 from trainlint.recording.loss_calls import LossLine, lines_of, none_called
 from trainlint.recording.schema import Backward, LossCall, LossGradient, TargetRows
 
@@ -62,7 +63,7 @@ def padding_in_the_loss(run: Recording) -> Iterator[Finding]:
     ## References
     torch.nn.CrossEntropyLoss (`ignore_index`, and the denominator of its mean); transformers, "Data collators".
     """
-    lines = lines_of(run, _LOSSES)
+    lines = lines_of(run, _LOSSES) or label_lines(run)
     if not lines:
         missing = none_called(run)
         if missing:
@@ -135,6 +136,7 @@ def _counted_finding(run: Recording, line: LossLine, calls: Sequence[LossCall], 
     ignore = counted[0].options.get("ignore_index", -100)
     target = "" if first.padding_target is None else f", with the target {first.padding_target:g}"
     proven = (first.padding_kind != "values" or bool(first.confirmed_by)) and not _copies(calls)
+    proven = proven and line.function != OWN_LOSS
     message = (
         f"{percent(padding, positions)} of the targets that {line.name} counts are padding: {padding:,} of "
         f"{positions:,} in {plural(len(calls), 'call')} lie where {_shown_by(first)}{target}. Rows end in {shortest} "

@@ -12,7 +12,7 @@ from trainlint.checks.loss.padding_in_the_loss import padding_in_the_loss
 from tests.checks.judging import findings, only
 from tests.support.build import Run, at
 from trainlint.contract import NotApplicable, NotObserved
-from trainlint.recording.schema import LossCall, LossGradient, TargetRows
+from trainlint.recording.schema import BatchFetched, LossCall, LossGradient, TargetRows
 
 #: 4 rows of 10 positions, 12 of them padding that counts.
 ROWS = TargetRows(
@@ -117,6 +117,19 @@ def test_in_the_words_of_the_framework() -> None:
     assert "attention_mask == 0, -100" in only(padding_in_the_loss, run)[1].fix
     regression = program([(rows(classes=False, confirmed_by="mask (mask)", padding_kind="values"), FULL)] * 2)
     assert "mask.sum()" in only(padding_in_the_loss, regression)[1].fix
+
+
+def test_labels_of_the_batches_when_the_trainer_has_a_loss_of_its_own() -> None:
+    run = program([])
+    run.loader()
+    for _ in range(2):
+        run._emit(BatchFetched, loader=0, labels=ROWS)
+        run.backward().step()
+    with pytest.raises(NotObserved):
+        findings(padding_in_the_loss, run)
+    severity, finding = only(padding_in_the_loss, run.framework("transformers"))
+    assert severity == "warning", "the loss itself was not seen"
+    assert finding.message.startswith("30% of the targets that the trainer's own loss counts are padding")
 
 
 def test_what_could_not_be_seen() -> None:

@@ -12,7 +12,7 @@ from trainlint.checks.loss.no_supervised_targets import no_supervised_targets
 from tests.checks.judging import findings, only
 from tests.support.build import Run, at
 from trainlint.contract import NotApplicable, NotObserved
-from trainlint.recording.schema import LossCall, LossGradient, LossTarget, TargetRows
+from trainlint.recording.schema import BatchFetched, LossCall, LossGradient, LossTarget, TargetRows
 
 SOME, NONE = LossTarget(positions=40, ignored=10), LossTarget(positions=40, ignored=40)
 ROWS = TargetRows(rows=4, length=10, beside=True, ignored=10, compared=20, same=(0.0, 1.0, 0.1), embedded=True)
@@ -81,6 +81,20 @@ def test_ends_that_are_never_learned() -> None:
     assert finding.message.startswith("Token 2 ends 6 of 8 samples and is the padding as well")
     for other in (replace(rows, ends_ignored=2), replace(rows, end_token=3), replace(rows, same=(0.0, 0.0, 0.0))):
         assert findings(no_supervised_targets, program({"rows": rows}, {"rows": other})) == []
+
+
+def test_labels_of_the_batches_when_the_trainer_has_a_loss_of_its_own() -> None:
+    run = program().framework("transformers")
+    run.loader()
+    for rows in (ROWS, replace(ROWS, empty=1, empty_full=1)):
+        run._emit(BatchFetched, loader=0, labels=rows)
+        run.backward(value=1.0).step()
+    severity, finding = only(no_supervised_targets, run)
+    assert severity == "warning"
+    assert finding.message.startswith("1 of 8 samples carry no target: the trainer's own loss ignores")
+    run._emit(BatchFetched, loader=0, labels=replace(ROWS, ignored=40, empty=4))
+    run.backward(value=NAN)
+    assert only(no_supervised_targets, run)[0] == "error"
 
 
 def test_what_could_not_be_seen() -> None:

@@ -321,3 +321,19 @@ def test_a_padding_idx_that_is_not_what_pads() -> None:
         figures = look(logits(5, 8).reshape(-1, V), ids[:, 1:].reshape(-1), ids=[ids[:, :-1]], padding_idx=declared)
         assert figures["padding_supervised"] == int((ids[:, :-1] == 2).sum())
         assert figures["confirmed_by"] == confirmed
+
+
+def test_labels_of_a_batch_that_no_function_of_torch_sees() -> None:
+    """Fused kernels: what the causal model would make of labels beside input_ids."""
+    ids = padded([torch.cat([t, torch.tensor([2])]) for t in texts(LENGTHS)])
+    mask = (ids != 0).long()
+    right = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    figures = loss_rows.of_labels(right)
+    assert figures is not None
+    assert figures["same"][1] == 1.0
+    assert figures["padding_supervised"] == 0
+    wrong = loss_rows.of_labels({**right, "labels": ids.clone()})
+    assert wrong is not None
+    assert wrong["padding_supervised"] > 10
+    for other in ({"input_ids": ids}, [ids, ids], {**right, "labels": ids[:, 0]}, {**right, "labels": "no tensor"}):
+        assert loss_rows.of_labels(other) is None

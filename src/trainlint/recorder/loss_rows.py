@@ -21,6 +21,8 @@ from .row_padding import LONGER, Padding, Rows, are_ids, counted, find, is_mask
 
 #: Elements of a target that are looked at; of larger ones the first rows.
 LIMIT = 1 << 20
+#: Calls of one source line (or batches of one loader) whose targets are laid beside the inputs.
+ROWS_CALLS = 6
 #: Nodes looked at behind the predictions for their shape before they were flattened.
 WALK = 8
 #: Losses whose target is a number or a vector per position.
@@ -50,6 +52,27 @@ def look(
         if best is None or _merit(figures) > _merit(best[0]):
             best = figures, _in_shape_of(target, rows, padding)
     return best
+
+
+def of_labels(batch: Any) -> dict[str, Any] | None:
+    """The ``labels`` of a batch beside its ``input_ids``, shifted as transformers' causal models shift them.
+
+    For losses that no function of torch computes (fused kernels). ``None`` when the batch has no such pair on the host.
+    """
+    keys = getattr(batch, "keys", None)
+    if keys is None or "labels" not in keys() or "input_ids" not in keys():
+        return None
+    labels, ids = batch["labels"], batch["input_ids"]
+    for tensor in (labels, ids):
+        if not readable(tensor) or tensor.ndim != 2 or tensor.is_floating_point() or tensor.device.type != "cpu":
+            return None
+    if labels.shape != ids.shape or labels.shape[1] < 2:
+        return None
+    inputs = Inputs()
+    inputs.embedded(ids, None)
+    inputs.fetched(batch)
+    found = look("cross_entropy", None, labels[:, 1:], {}, None, inputs)
+    return found[0] if found is not None else None
 
 
 def _in_shape_of(target: Any, rows: Rows, padding: Padding | None) -> Any:

@@ -13,6 +13,7 @@ from . import loss_gradients, loss_inputs, loss_rows, loss_targets
 from .autograd import TAG
 from .core import Recorder
 from .loss_graph import outer_difference
+from .loss_rows import ROWS_CALLS
 from .modules import dtype_name
 from .patching import ImportHooks, around, wrap
 from .watch import Session
@@ -28,8 +29,6 @@ LOSSES = (
 
 #: Calls of one source line whose arguments are measured; later ones are only noted.
 MEASURED_CALLS = 64
-#: Calls of one source line whose targets are laid beside the inputs, on the host.
-ROWS_CALLS = 6
 #: Backwards whose graph is searched for a difference that broadcast.
 SEARCHED_BACKWARDS = 16
 

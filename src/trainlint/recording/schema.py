@@ -500,6 +500,9 @@ class BatchFetched:
     shapes: tuple[tuple[int, ...], ...] = ()
     #: Hash of a sample of the values: equal batches have equal fingerprints.
     fingerprint: str | None = None
+    #: ``labels`` beside ``input_ids``, as transformers' causal models will shift and read them, in the first batches of
+    #: a loader; ``None`` when the batch has no such pair.
+    labels: TargetRows | None = None
     at: SourceLine | None = None
 
 
