@@ -43,12 +43,19 @@ class Snapshot:
     """A scheduler's class and own numbers, and the hyperparameters of the groups it sets."""
 
     def __init__(
-        self, cls: type, numbers: dict[str, Any], children: list[Snapshot], groups: list[dict[str, Any]]
+        self,
+        cls: type,
+        numbers: dict[str, Any],
+        children: list[Snapshot],
+        groups: list[dict[str, Any]],
+        held: dict[str, Snapshot],
     ) -> None:
         self.cls = cls
         self.numbers = numbers
         self.children = children
         self.groups = groups
+        #: Schedulers that it keeps under names of its own (a warm-up that hands over to another).
+        self.held = held
 
     def build(self, optimizer: Any = None) -> Any:
         """A scheduler that can be stepped freely."""
@@ -58,6 +65,7 @@ class Snapshot:
         made.__dict__.update(copy.deepcopy({k: v for k, v in self.numbers.items() if not callable_value(v)}))
         made.__dict__.update({k: v for k, v in self.numbers.items() if callable_value(v)})
         made.__dict__["optimizer"] = optimizer
+        made.__dict__.update({name: held.build(optimizer) for name, held in self.held.items()})
         if self.children:
             made.__dict__["_schedulers"] = [child.build(optimizer) for child in self.children]
         return made
@@ -83,12 +91,25 @@ def take(scheduler: Any) -> Snapshot:
         for g in getattr(optimizer, "param_groups", [])
     ]
     numbers: dict[str, Any] = {}
+    inside = held(scheduler)
     for name, value in scheduler.__dict__.items():
-        if name in ("optimizer", "_schedulers"):
+        if name in ("optimizer", "_schedulers") or name in inside:
             continue
         numbers[name] = _plain(value, name)
     children = [take(child) for child in getattr(scheduler, "_schedulers", ())]
-    return Snapshot(type(scheduler), numbers, children, groups)
+    return Snapshot(type(scheduler), numbers, children, groups, {name: take(s) for name, s in inside.items()})
+
+
+def held(scheduler: Any) -> dict[str, Any]:
+    """Schedulers on the same optimizer that a scheduler keeps as attributes, by name."""
+    from torch.optim.lr_scheduler import LRScheduler
+
+    own = getattr(scheduler, "optimizer", None)
+    return {
+        name: value
+        for name, value in scheduler.__dict__.items()
+        if own is not None and isinstance(value, LRScheduler) and getattr(value, "optimizer", None) is own
+    }
 
 
 _PLAIN = (type(None), bool, int, float, str)

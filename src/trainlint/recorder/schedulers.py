@@ -46,7 +46,7 @@ class Schedulers:
         watched = self.of(scheduler)
         if watched.at is None:
             watched.at = self.recorder.user_line()
-        for child in getattr(scheduler, "_schedulers", ()):
+        for child in (*getattr(scheduler, "_schedulers", ()), *curves.held(scheduler).values()):
             self.of(child).child = True
         self.take_snapshot(watched)
 
