@@ -220,6 +220,8 @@ def _finding(
             "Trainer(callbacks=[LearningRateMonitor()]), or log "
             'self.trainer.optimizers[0].param_groups[0]["lr"] instead.'
         )
+    elif uses(run, "transformers"):
+        fix = "Leave it to the Trainer, which logs learning_rate from the scheduler."
     elif run.schedulers:
         fix = "Log scheduler.get_last_lr()[0] instead."
     else:
