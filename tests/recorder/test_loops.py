@@ -83,6 +83,17 @@ for fold in range(5):
 """,
         3 * 12,
     ),
+    "several optimizers in a loop": (
+        """
+optimizers = {"w": torch.optim.SGD([model.weight], lr=0.1), "b": torch.optim.SGD([model.bias], lr=0.1)}
+for epoch in range(2):
+    for x, y in loader:
+        backward(x, y)
+        for name, each in optimizers.items():
+            each.step(); each.zero_grad()
+""",
+        2 * 12,
+    ),
     "two things at once": (
         """
 inputs = torch.randn(20, 4, 8)

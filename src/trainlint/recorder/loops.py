@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from .core import FRAMEWORKS, Recorder, is_user_file, user_frame
+from .modules import inner_optimizer
 from .patching import ImportHooks, around, wrap
 from .watch import Session
 
@@ -57,7 +58,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
         number = recorder.optimizers.of(optimizer)
         if number in known:
             return
-        loops = _loops(sys._getframe(1), built.get(number, {}))
+        loops = _loops(sys._getframe(1), built.get(number, {}), optimizer)
         if loops is None:
             known[number] = {}
             return
@@ -79,10 +80,11 @@ def _user_frames(frame: FrameType | None) -> list[FrameType]:
     return out
 
 
-def _loops(frame: FrameType | None, built: Mapping[int, int]) -> list[dict[str, Any]] | None:
+def _loops(frame: FrameType | None, built: Mapping[int, int], optimizer: Any) -> list[dict[str, Any]] | None:
     """The loops around a step, outermost first; ``None`` when a framework's own loop may lie between them.
 
-    A loop in whose body the optimizer itself was built (folds, seeds) is none of this training's.
+    A loop in whose body the optimizer itself was built (folds, seeds) is none of this training's, nor is one that goes
+    over several optimizers.
     """
     out: list[dict[str, Any]] = []
     frame = user_frame(frame)
@@ -90,7 +92,7 @@ def _loops(frame: FrameType | None, built: Mapping[int, int]) -> list[dict[str, 
         enclosing = _around(frame)
         line = built.get(id(frame))
         own = [(f, n) for f, n in enclosing if line is None or not _in_body(n, line)]
-        out = [_describe(file, node, frame) for file, node in own] + out
+        out = [_describe(f, n, frame) for f, n in own if not _over_optimizers(n, frame, optimizer)] + out
         if len(own) < len(enclosing):
             break
         frame = frame.f_back
@@ -182,6 +184,15 @@ def _may_end_early(node: Loop) -> bool:
             own = breaks and not (nested and child in getattr(inner, "body", []))
             queue.append((child, own))
     return False
+
+
+def _over_optimizers(node: Loop, frame: FrameType, optimizer: Any) -> bool:
+    """Whether a loop's variable is the optimizer that steps, or a wrapper around it."""
+    if not isinstance(node, ast.For):
+        return False
+    names = [n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)]
+    bound = [frame.f_locals[name] for name in names if name in frame.f_locals]
+    return any(value is optimizer or inner_optimizer(value) is optimizer for value in bound)
 
 
 def _describe(file: str, node: Loop, frame: FrameType) -> dict[str, Any]:
