@@ -79,8 +79,8 @@ class Shadow:
 
     An *update* is a call of ``AveragedModel.update_parameters``, or in-place writes to its parameters between two
     optimizer steps (torch counts them, whatever was written). It counts as idle when no sampled element changed (in
-    half precision: at most 1%), though the trained module differed by so much that any average over fewer than a million
-    steps had to show in some (in half precision: differed in most).
+    half precision: at most 1%), though the trained module differed by so much that any average over fewer than a
+    million steps had to show in some (in half precision: differed in most).
     """
 
     id: int
