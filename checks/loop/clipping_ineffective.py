@@ -146,7 +146,10 @@ def _nothing(run: Recording, timeline: Timeline, site: ClipSite, sites: Sequence
         low = max((s.seq for s in timeline.steps[optimizer.id] if s.seq < clip.seq), default=0)
         if _covered(sites, optimizer.id, low, step.seq):
             return None
-        norms.append(norm_of(timeline.measurements.get(optimizer.id, {}).get(step.index)))
+        measurement = timeline.measurements.get(optimizer.id, {}).get(step.index)
+        norms.append(norm_of(measurement))
+        if clip.n_tensors and measurement is not None and not norms[-1]:
+            return None  # the step found no gradient either: there are none, and clipping is not why (TL302)
     if optimizer is None:
         return None
     used = _used(site, norms)
