@@ -44,6 +44,9 @@ def clipping_ineffective(run: Recording) -> Iterator[Finding]:
     loss scale that was still on the gradients is known from the GradScaler. Under accumulation the norms that
     clipping found at each micro-batch say how much less the first counts than the last.
 
+    Without a run, from the source: where the call stands between backward, step and clearing in one pass of the loop,
+    whether `unscale_` comes before it, and whether the iterator it is given was used up before.
+
     ## What to do
     Between the last backward and the step, with a GradScaler after `scaler.unscale_(optimizer)`:
     `torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)`. With accelerate: `if accelerator.sync_gradients:

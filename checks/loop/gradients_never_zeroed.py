@@ -44,6 +44,9 @@ def gradients_never_zeroed(run: Recording) -> Iterator[Finding]:
     object, `p.grad = None`, `zero_()`, a custom optimizer's own step, a trainer. An error when it happened at every
     step of the watch after the first; a warning when at some, or when what was left over is too small to matter.
 
+    Without a run, from the source: a loop with backward and step in a program that clears no gradient anywhere, or
+    clears other modules than the optimizer was given.
+
     ## What to do
     Call `optimizer.zero_grad()` once per step, before the backward (under accumulation: before the first backward of
     each step). In Lightning's manual optimization: `opt.zero_grad()`. Clear through the optimizer rather than the

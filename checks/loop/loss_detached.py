@@ -47,6 +47,9 @@ def loss_detached(run: Recording) -> Iterator[Finding]:
     The loss call before it tells the cause: gradients switched off, an input without a graph, or a loss that had a
     graph which was lost on the way to backward.
 
+    Without a run, from the source: everything that the loss is put together from is known to have no gradient
+    (`no_grad`, `detach`, `item`, `torch.tensor` of a result), also through the project's own functions.
+
     ## What to do
     Remove `requires_grad_()` from the loss and follow `requires_grad` back from the loss: the first tensor for which
     it is False is where the graph ends. Keep `no_grad` and `inference_mode` to evaluation, `.item()` and `.detach()`

@@ -50,6 +50,10 @@ def wrong_mode(run: Recording) -> Iterator[Finding]:
     dropped (at `torch.nn.functional.dropout`, which the modules call), how many batches the running statistics took
     in, and whether losses were computed with gradients on.
 
+    Without a run, from the source: `eval()` in a loop that trains the same module and holds no `train()`; `eval()`
+    before it and no `train()` anywhere; a module with dropout or batch norm that is called without gradients and never
+    put in eval (the latter two as warnings).
+
     ## What to do
     Call `model.train()` at the start of every epoch, or after every evaluation; `model.eval()` and
     `torch.no_grad()` before each evaluation. In Lightning call `self.train()` (or `self.backbone.train()`) in

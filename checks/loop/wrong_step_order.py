@@ -48,6 +48,11 @@ def wrong_step_order(run: Recording) -> Iterator[Finding]:
     or, under accumulation, each micro-batch's gradients were cleared before the next and what the step used was the
     last alone.
 
+    Without a run, from the source: in one pass of a loop no backward lies between clearing and the step that always
+    follows it; clearing runs in every pass and the step under a condition that counts; a script never steps the
+    optimizer that it clears. The project's own functions are followed; a call that cannot be read, and is handed the
+    optimizer, the module or the loss, keeps it silent.
+
     ## What to do
     `loss.backward()`, `optimizer.step()`, `optimizer.zero_grad()`, in this order; under accumulation step and
     zero_grad together, once every N micro-batches. With accelerate, put the whole iteration under `with

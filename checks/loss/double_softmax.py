@@ -32,6 +32,9 @@ def double_softmax(run: Recording) -> Iterator[Finding]:
     (each row between 0 and 1, with sum 1). The share of the gradient that is left is computed from the measured
     probabilities and targets: J (softmax(p) - t) beside p - t, where J is the slope of the first softmax.
 
+    Without a run, from the source: every way through the model (or the function) that makes the input ends in a
+    softmax, and the loss reaches a backward.
+
     ## What to do
     Give the loss the raw scores: remove the softmax from the end of the model, and apply it only where probabilities
     are shown or stored. Where the model must return probabilities, `nll_loss(torch.log(p), target)` is the right loss.

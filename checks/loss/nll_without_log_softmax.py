@@ -32,6 +32,9 @@ def nll_without_log_softmax(run: Recording) -> Iterator[Finding]:
     probabilities, the output of a layer, or a log_softmax over another dimension than the classes. For `nll_loss` on
     raw scores, the value that backward got shows whether it is the whole objective.
 
+    Without a run, from the source: every way through the model that makes the input ends in a softmax (an error), or
+    in a layer or another activation (a warning), and the loss reaches a backward.
+
     ## What to do
     `cross_entropy(scores, target)`, which is log_softmax and nll_loss in one; or `log_softmax(scores, dim=1)` before
     `nll_loss` and `kl_div`.

@@ -38,6 +38,9 @@ def sigmoid_before_bce(run: Recording) -> Iterator[Finding]:
     and so close to 0 or 1 that the gradient is lost: an error from 1% of a batch on, a warning below. For the losses
     on logits it is an error, with the share of the gradient that is left.
 
+    Without a run, from the source, for the losses on logits only: every way through the model that makes the input
+    ends in a sigmoid, and the loss reaches a backward.
+
     ## What to do
     Give `binary_cross_entropy_with_logits` the raw scores, without any sigmoid in the model; apply the sigmoid where
     probabilities are shown or stored. It is exact for logits of any size, and works under autocast, where

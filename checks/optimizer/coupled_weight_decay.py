@@ -45,6 +45,8 @@ def coupled_weight_decay(run: Recording) -> Iterator[Finding]:
 
     A warning from 0.01 on, the size that is used with AdamW; below that it is an ordinary L2 penalty, worth knowing.
 
+    Without a run, from the source: such an optimizer is built with a number for `weight_decay`.
+
     ## What to do
     Use `AdamW` with the same value, or `decoupled_weight_decay=True` (NAdam and RAdam have it too). Where an L2
     penalty is what you want, keep it, and tune it as one: 1e-6 to 1e-4 is common.

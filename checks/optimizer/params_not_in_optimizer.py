@@ -59,6 +59,10 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
     warning. A whole fresh module of its own in train mode, none of whose parameters any optimizer holds, is a
     warning.
 
+    Without a run, from the source: the optimizer is given the parameters of some parts of a module whose class is in
+    the project, and its forward uses another part with parameters; or layers stand in a plain list. A finding needs
+    that everything the optimizers are given can be read and nothing is frozen.
+
     ## What to do
     Give the parameters to the optimizer: build it after the model is complete and pass `model.parameters()`, or add
     them with `optimizer.add_param_group`. In Lightning, return an optimizer over `self.parameters()` from

@@ -40,6 +40,9 @@ def stale_optimizer(run: Recording) -> Iterator[Finding]:
 
     These parameters are reported here and not by TL201.
 
+    Without a run, from the source: a part of the module is assigned, adapters are added, or the module is sharded
+    between building the optimizer and its steps, for certain; or a deep copy of the module is trained.
+
     ## What to do
     Bring the model into its final form first, then build the optimizer from its `parameters()`. Where something must
     be replaced later, add the new tensors with `optimizer.add_param_group`. With FSDP build the optimizer after

@@ -14,7 +14,7 @@ from trainlint.config.load import LoadedConfig, load_config
 from trainlint.judge import JudgeOptions, UsageError, judge
 from trainlint.launch.model import LaunchError
 from trainlint.launch.pyproject import ToolTable, read_tool_table
-from trainlint.recording.schema import Recording
+from trainlint.recording.schema import Recording, SourceFacts
 from trainlint.report.model import Report
 
 SEVERITIES = ("error", "warning", "info")
@@ -52,8 +52,10 @@ class Evidence:
 
     recording: Recording | None = None
     config: LoadedConfig | None = None
+    source: SourceFacts | None = None
     route: str = ""
     no_run: str = ""
+    no_source: str = ""
     no_config: str = ""
     hint: str = ""
     troubles: tuple[str, ...] = ()
@@ -154,10 +156,16 @@ def _evidence(options: CheckOptions, table: ToolTable) -> Evidence:
             return evidence
     if options.static:
         evidence.no_run = "--static: the program was not started"
-        return evidence
-    from trainlint.cli.watching import watched
+    else:
+        from trainlint.cli.watching import watched
 
-    return watched(evidence, options, table)
+        evidence = watched(evidence, options, table)
+    if evidence.recording is None or evidence.recording.source is None:
+        # Nothing ran, or it never came to training: the program's own files are read as they lie there.
+        from trainlint.cli.reading import read_program
+
+        evidence.source, evidence.no_source = read_program(options, table)
+    return evidence
 
 
 def _saved(path: Path, target: Target) -> Evidence:
@@ -199,9 +207,12 @@ def _judged(evidence: Evidence, judging: JudgeOptions, table: ToolTable) -> Repo
         options = dataclasses.replace(options, no_run=evidence.no_run)
     if evidence.no_config:
         options = dataclasses.replace(options, no_config=evidence.no_config)
+    if evidence.no_source:
+        options = dataclasses.replace(options, no_source=evidence.no_source)
     recording = evidence.recording
+    source = (recording.source if recording is not None else None) or evidence.source
     if recording is not None and recording.config is not None:
         # The file's keys, joined with what the run did with them.
-        return judge(recording, recording.config, recording.source, options)
+        return judge(recording, recording.config, source, options)
     config = evidence.config.facts if evidence.config is not None else None
-    return judge(recording, config, recording.source if recording is not None else None, options)
+    return judge(recording, config, source, options)

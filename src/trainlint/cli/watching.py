@@ -124,6 +124,7 @@ def _completed(
     """What only the caller knows, added: the ending, the command, the config's own file, what the source says."""
     from trainlint.config.combine import combine
     from trainlint.source.facts import read_source
+    from trainlint.source.reach import scripts_of
 
     program = recording.program
     program = dataclasses.replace(
@@ -140,7 +141,9 @@ def _completed(
         command=launch.command,
         sources=program.sources,
     )
-    source = read_source(program.sources, recording) if program.sources else recording.source
+    source = recording.source
+    if program.sources:
+        source = read_source(program.sources, recording, scripts_of(launch.command, launch.cwd))
     boundary = _boundary(recording.boundary, seen)
     return dataclasses.replace(
         recording, program=program, ending=seen.ending, config=config, source=source, boundary=boundary

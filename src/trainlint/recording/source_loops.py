@@ -237,7 +237,8 @@ def _clip_fault(
     if t.before(step, clip):
         return _after_step(t, loop, calls, clip, step, optimizer), True
     scaled = step.details.get("scaler") is not None and step.details.get("enabled") is not False
-    if scaled and not (clip.details.get("via") or clip.details.get("times_scale")) and any(t.before(b, clip) for b in backwards):
+    by_hand = not clip.details.get("via") and not clip.details.get("times_scale")
+    if scaled and by_hand and any(t.before(b, clip) for b in backwards):
         if not any(
             (c.what == "unscale" and (not c.on or set(c.on) & t.same(optimizer.number))) or t.opaque_to(c, optimizer)
             for c in calls

@@ -6,10 +6,12 @@ import ast
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from trainlint.config.mentions import SIZE_CAP, is_own_file
+from trainlint.config.mentions import SIZE_CAP, is_own_file, package_of
 from trainlint.recording.schema import RateAssignment, Recording, SourceFacts, SourceLine
+from trainlint.source.project import Project
+from trainlint.source.traces import read_traces
 
 #: What the rate of a param group is called where programs write it.
 _RATE = "lr"
@@ -24,27 +26,33 @@ _TELLING = (b'"lr"', b"'lr'", b"lr=", b"step(", b"get_last_lr", b"get_lr")
 _ABOUT_TRAINING = (b"optim", b"sched", b"param_groups", b"lightning", b"accelerat")
 
 
-def read_source(files: Iterable[str], run: Recording | None = None) -> SourceFacts:
+def read_source(
+    files: Iterable[str], run: Recording | None = None, scripts: Collection[str] | None = None
+) -> SourceFacts:
     """Facts from the program's own files among ``files``; files that cannot be read or parsed are left out.
 
     With ``run``, methods of trainer callbacks that are not attached and of modules that do not exist are left out too:
     a package is often loaded whole, and what its other models and callbacks do says nothing about this run.
+
+    ``scripts``: the files that are run as a program; ``None``: any may be.
     """
     kept: list[str] = []
     assignments: list[RateAssignment] = []
     reads: list[SourceLine] = []
     steps: list[SourceLine] = []
     classes: dict[str, set[str]] = {}
+    project = Project()
     for file in dict.fromkeys(files):
         if not file.endswith(".py") or not is_own_file(file):
             continue
-        text = _read(file)
+        module = project.module(file)
+        text = module.text if module is not None else _read(file)
         if text is None:
             continue
         if run is not None:
             for name, bases in _CLASS.findall(text):
                 classes.setdefault(name.decode(), set()).update(b.decode() for b in _BASE.findall(bases))
-        tree = _parse(file, text)
+        tree = _parse(file, text) if module is None or not _tells(file, text) else module.parsed
         if tree is None:
             continue
         kept.append(file)
@@ -53,17 +61,20 @@ def read_source(files: Iterable[str], run: Recording | None = None) -> SourceFac
         assignments += finder.found
         reads += finder.reads
         steps += finder.steps
+    traces = read_traces((f for f in kept if not package_of(f)), project, scripts)
     if run is not None:
         idle = _idle_classes(classes, run)
         assignments = [a for a in assignments if a.at.function.partition(".")[0] not in idle]
         reads = [at for at in reads if at.function.partition(".")[0] not in idle]
         steps = [at for at in steps if at.function.partition(".")[0] not in idle]
+        traces = tuple(t for t in traces if t.entry.function.partition(".")[0] not in idle)
     assignments.sort(key=lambda a: (a.at.file, a.at.line))
     return SourceFacts(
         files=tuple(kept),
         rate_assignments=tuple(assignments),
         rate_reads=_in_order(reads),
         step_calls=_in_order(steps),
+        traces=traces,
     )
 
 
@@ -121,12 +132,17 @@ def _read(file: str) -> bytes | None:
         return None
 
 
+def _tells(file: str, text: bytes) -> bool:
+    """Whether a file can assign or read a rate or make a step."""
+    if not any(word in text for word in _TELLING):
+        return False
+    return "site-packages" not in file or any(word in text for word in _ABOUT_TRAINING)
+
+
 def _parse(file: str, text: bytes) -> ast.Module | None:
     try:
-        if not any(word in text for word in _TELLING):
-            # Nothing here can assign or read a rate or make a step; an empty tree saves the parse.
-            return ast.Module(body=[], type_ignores=[])
-        if "site-packages" in file and not any(word in text for word in _ABOUT_TRAINING):
+        if not _tells(file, text):
+            # An empty tree saves the parse.
             return ast.Module(body=[], type_ignores=[])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

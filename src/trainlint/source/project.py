@@ -24,14 +24,19 @@ class Module:
         self.text = text
 
     @cached_property
-    def tree(self) -> ast.Module:
-        """The syntax tree; an empty one when the file cannot be parsed."""
+    def parsed(self) -> ast.Module | None:
+        """The syntax tree; ``None`` when the file cannot be parsed."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return ast.parse(self.text, filename=self.file)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return ast.Module(body=[], type_ignores=[])
+            return None
+
+    @property
+    def tree(self) -> ast.Module:
+        """The syntax tree; an empty one when the file cannot be parsed."""
+        return self.parsed or ast.Module(body=[], type_ignores=[])
 
     def has(self, *words: bytes) -> bool:
         return any(word in self.text for word in words)
@@ -85,16 +90,20 @@ class Project:
 
     def _root(self, folder: str) -> str:
         if folder not in self._roots:
-            at = package = folder
-            while os.path.exists(os.path.join(package, "__init__.py")) and os.path.dirname(package) != package:
-                package = os.path.dirname(package)
-            for _ in range(_LEVELS):
-                if any(os.path.exists(os.path.join(at, mark)) for mark in _ROOT_MARKS):
-                    package = at
-                    break
-                at = os.path.dirname(at)
-            self._roots[folder] = package
+            self._roots[folder] = project_root(folder)
         return self._roots[folder]
+
+
+def project_root(folder: str | os.PathLike[str]) -> str:
+    """The top folder of the project that a folder belongs to; the folder itself when nothing marks one."""
+    at = package = os.path.abspath(folder)
+    while os.path.exists(os.path.join(package, "__init__.py")) and os.path.dirname(package) != package:
+        package = os.path.dirname(package)
+    for _ in range(_LEVELS):
+        if any(os.path.exists(os.path.join(at, mark)) for mark in _ROOT_MARKS):
+            return at
+        at = os.path.dirname(at)
+    return package
 
 
 def _file_of(base: str, parts: list[str]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from trainlint.recording.schema import SourceLine, SourceObject, SourceTrace
 from trainlint.recording.schema import Value as Plain
@@ -30,8 +30,13 @@ _PLAIN = (bool, int, float, str, tuple)
 _DEPTH = 3
 
 
-def read_traces(files: Iterable[str], project: Project | None = None) -> tuple[SourceTrace, ...]:
-    """A trace of each script among ``files``, and of each function in them that none of these calls."""
+def read_traces(
+    files: Iterable[str], project: Project | None = None, scripts: Collection[str] | None = None
+) -> tuple[SourceTrace, ...]:
+    """A trace of each script among ``files``, and of each function in them that none of these calls.
+
+    ``scripts``: the files that are run as a program; ``None``: any may be.
+    """
     tracer = Statements(project or Project())
     modules = [m for f in dict.fromkeys(files) if (m := tracer.project.module(f)) is not None and m.has(*_TELLING)]
     out: list[SourceTrace] = []
@@ -54,6 +59,8 @@ def read_traces(files: Iterable[str], project: Project | None = None) -> tuple[S
             out.append(trace)
 
     for module in sorted(modules, key=_scripts_first):
+        if scripts is not None and module.file not in scripts:
+            continue
         tracer.begin()
         follow(SourceLine(module.file, 1), _script(tracer, module))
     for module in modules:
