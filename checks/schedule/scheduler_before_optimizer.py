@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import name_optimizer, name_scheduler, number, place, uses
-from trainlint.recording.intervals import Timeline
+from trainlint.recording.intervals import Timeline, same_line
 from trainlint.recording.projection import active_schedulers
 from trainlint.recording.schema import (
+    Backward,
     Optimizer,
     OptimizerStep,
     ScalerEvent,
@@ -34,6 +35,9 @@ def scheduler_before_optimizer(run: Recording) -> Iterator[Finding]:
     The calls of every scheduler and the steps of its optimizer lie on one timeline. A call (not the one that the
     constructor makes) before the optimizer's first step is reported, with the rate that was due and the one that the
     first step used instead.
+
+    Without a run, from the source: the call of one of torch's schedulers comes first in the loop that holds the
+    steps of its optimizer, and no step comes before that loop.
 
     ## What to do
     Call `optimizer.step()` first, then `scheduler.step()`: once per iteration for schedules sized in steps, at the
@@ -88,11 +92,20 @@ def _judge(
     call = early[0]
     if call.rates_before and not any(call.rates_before) and any(call.rates_after):
         return None  # taken off a first value of 0 before training starts
+    if _between_micro_batches(run, call, first):
+        return None
     if len(steps) > 1:
         between = [e for e in calls if steps[0].seq < e.seq < steps[1].seq]
         if len(between) > 1:
             return None  # several calls per optimizer step
     return _finding(run, optimizer, scheduler, call, steps[0])
+
+
+def _between_micro_batches(run: Recording, call: SchedulerStep, first: int) -> bool:
+    """Whether the same line ran backward before and after the call, both for the first step: it accumulates."""
+    backwards = [e for e in run.events if isinstance(e, Backward) and e.seq < first]
+    later = [e for e in backwards if e.seq > call.seq]
+    return any(same_line([a, b]) for a in backwards if a.seq < call.seq for b in later)
 
 
 def _finding(

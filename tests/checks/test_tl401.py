@@ -90,6 +90,19 @@ def test_per_micro_batch_calls_are_a_question_of_cadence() -> None:
     assert findings(check, run) == []
 
 
+def test_per_micro_batch_calls_and_a_last_short_window() -> None:
+    run, sgd = one()
+    run.backward().sched().backward().step(sgd).sched().backward().step(sgd)
+    assert findings(check, run) == []
+
+
+def test_once_per_step_and_before_it_under_accumulation() -> None:
+    run, sgd = one()
+    for _ in range(3):
+        run.backward().backward().sched().step(sgd)
+    assert only(check, run)[0] == "warning"
+
+
 def test_the_other_optimizers_scheduler() -> None:
     run = Run()
     a = run.optimizer("Adam", run.module("Policy", NET))
