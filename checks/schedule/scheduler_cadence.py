@@ -21,7 +21,6 @@ from trainlint.recording.rate_setters import (
     plateau_pace,
 )
 from trainlint.recording.schema import Optimizer, Scheduler, StateLoaded
-from trainlint.recording.timeline import training_loader
 
 #: Schedules that turn on purpose have no end to reach.
 _CYCLIC = ("CosineAnnealingWarmRestarts", "CyclicLR", "SWALR")
@@ -29,6 +28,8 @@ _CYCLIC = ("CosineAnnealingWarmRestarts", "CyclicLR", "SWALR")
 _HAIR = 0.05
 #: How near two lengths must be to be the same length counted twice.
 _SAME = 0.1
+#: A run whose rate stays below this share of the schedule's peak never gets there.
+_REACHED = 0.9
 #: A rate below this share of the peak trains nothing.
 _DEAD = 1e-4
 
@@ -244,7 +245,7 @@ def _at_known_cadence(f: ScheduleOnRun, steps: int) -> Finding | None:
     calls = f.cadence.calls_before(steps + 1)
     if f.horizon:
         slack = max(_HAIR * f.horizon, 2.0, f.cadence.calls_per_step or 0.0)
-        if abs(calls - f.horizon) <= slack:
+        if abs(calls - f.horizon) <= slack or (f.called_at_every_batch and _near(f.horizon, f.all_batches)):
             return None
         end, meant = f.projected.end_rate, f.meant
         if end is None and f.part is None:
@@ -252,11 +253,20 @@ def _at_known_cadence(f: ScheduleOnRun, steps: int) -> Finding | None:
         found = None
         if calls > f.horizon and f.course.decays:
             found = _too_fast(f, steps, calls)
-        elif calls < f.horizon and end is not None and meant is not None and abs(end - meant) > _HAIR * f.peak:
+        elif calls < f.horizon and end is not None and meant is not None and _differs(f, end, meant):
             found = _too_slow(f, steps, calls, end, meant)
         if found is not None:
             return found
     return _dead(f, steps) if f.part is None else None
+
+
+def _differs(f: ScheduleOnRun, end: float, meant: float) -> bool:
+    """Whether what the run makes of the schedule is not what was meant: at its end, or at its height."""
+    return abs(end - meant) > _HAIR * f.peak or _highest(f, end) < _REACHED * f.peak
+
+
+def _highest(f: ScheduleOnRun, end: float) -> float:
+    return max((rate for _, rate in f.projected.points), default=end)
 
 
 def _too_slow(f: ScheduleOnRun, steps: int, calls: int, end: float, meant: float) -> Finding | None:
@@ -272,10 +282,9 @@ def _too_slow(f: ScheduleOnRun, steps: int, calls: int, end: float, meant: float
         unit, repair = f"the steps of {ranks} processes together", resize
     else:
         return None
-    top = max((rate for _, rate in f.projected.points), default=end)
-    peak = f.peak
+    top, peak = _highest(f, end), f.peak
     takes = f", and would take {f.done_at - 1:,} steps" if f.done_at is not None and f.done_at > steps else ""
-    never = f", and it never gets above {number(top)} (peak {number(peak)})" if top < 0.9 * peak else ""
+    never = f", and it never gets above {number(top)} (peak {number(peak)})" if top < _REACHED * peak else ""
     message = (
         f"{name_scheduler(f.scheduler)} is sized in {unit} but {f.pace}: {plural(calls, 'call')} of its "
         f"{f.horizon:,}, {percent(calls, f.horizon)} of its course{takes}. The run ends at rate {number(end)}; "
@@ -363,8 +372,7 @@ def _not_called(f: ScheduleOnRun) -> Finding | str | None:
         return None
     if f.no_call_in_source:
         return _never(f, f"not called in {plural(f.watched, 'step')}, and no line of the program calls its step()")
-    loader = training_loader(f.run)
-    batches = loader.batches if loader is not None else None
+    batches = f.batches
     whole = bool(batches) and f.horizon >= 2 * (batches or 1) and f.horizon % (batches or 1) == 0
     if f.steps is None and batches and batches > f.watched and whole and f.counts_steps:
         epochs = f.horizon // batches
@@ -383,7 +391,7 @@ def _not_called_though_sized_in_steps(f: ScheduleOnRun, steps: int) -> Finding |
     # Without the number of epochs: called once every so many steps at most, since none came in those that were watched.
     calls = math.ceil(f.epochs if f.epochs is not None else steps / f.watched)
     end, meant = (f.course.rate(calls), f.course.end) if f.part is None else (f.projected.end_rate, f.meant)
-    if calls >= (1 - _SAME) * f.horizon or end is None or meant is None or abs(end - meant) <= _HAIR * f.course.peak:
+    if calls >= (1 - _SAME) * f.horizon or end is None or meant is None or not _differs(f, end, meant):
         return None
     if f.missed_the_epochs_end and f.part is None:
         message = (
@@ -416,9 +424,7 @@ def _never(f: ScheduleOnRun, text: str) -> Finding | None:
 
 def _without_length(f: ScheduleOnRun) -> Finding | str | None:
     """Nobody says how long the run is: only a schedule sized by the loader's own length can be judged."""
-    per_step, per_epoch = f.cadence.calls_per_step or 0.0, f.steps_per_epoch
-    loader = training_loader(f.run)
-    batches = loader.batches if loader is not None else None
+    per_step, per_epoch, batches = f.cadence.calls_per_step or 0.0, f.steps_per_epoch, f.batches
     if per_step > 1.5 and f.horizon and per_epoch and batches and f.course.decays and f.horizon >= 2 * per_epoch:
         whole = f.horizon % per_epoch == 0 or f.horizon % max(batches // f.micro, 1) == 0
         at_micro_batches = f.micro > 1 and abs(per_step - f.micro) < 0.2

@@ -70,6 +70,9 @@ def loop(
         loop(cosine(10), 10, calls=0, interval="epoch").plan(optimizer_steps=1000, epochs=10),
         loop(cosine(250), 250, micro=4).plan(optimizer_steps=250, epochs=10, accumulation=4),
         loop(cosine(1000), 1000, micro=4, per_micro=True).plan(optimizer_steps=250, epochs=10, accumulation=4),
+        loop(linear(1, 75), 75, micro=4, per_micro=True, batches=25).plan(
+            optimizer_steps=21, epochs=3, batches_per_epoch=25, accumulation=4
+        ),
         loop(lambda n: 0.9999**n, None, class_name="ExponentialLR").plan(optimizer_steps=1000, epochs=10),
         loop(cosine(10000), 10000).plan(optimizer_steps=1000, epochs=10),
     ],
@@ -85,6 +88,7 @@ def loop(
         "per epoch by the framework",
         "accumulation, per optimizer step",
         "per micro-batch, sized so",
+        "per micro-batch, sized so, with a last short step",
         "slow exponential",
         "the first tenth of a longer plan",
     ],
@@ -125,6 +129,17 @@ def test_sized_in_steps_and_not_called_in_the_watch() -> None:
     assert severity == "error"
     assert "not called in 3 steps" in finding.message
     assert "if it is never called" in finding.message
+
+
+def test_a_rise_that_hardly_begins_is_no_end_that_is_low_enough() -> None:
+    def cycle(n: int) -> float:  # it ends where it began, nearly
+        return 0.04 + 0.96 * n / 50 if n < 50 else max(0.0, 1 - (n - 50) / 110)
+
+    run = loop(cycle, 158, calls=0, interval="epoch", class_name="OneCycleLR", batches=39).framework("lightning")
+    run.plan(optimizer_steps=156, epochs=1, batches_per_epoch=156)
+    severity, finding = only(check, run)
+    assert severity == "error"
+    assert "it never gets above" in finding.message
 
 
 def test_a_round_number_of_epochs_is_no_number_of_steps() -> None:

@@ -11,7 +11,7 @@ from trainlint.recording.cadence import Cadence
 from trainlint.recording.length import epochs_of, planned_length
 from trainlint.recording.projection import Part, Projected, calls_seen, projection
 from trainlint.recording.schema import Optimizer, OptimizerStep, Recording, ScalerEvent, Scheduler, SchedulerStep
-from trainlint.recording.timeline import accumulation, steps_of, steps_per_epoch
+from trainlint.recording.timeline import accumulation, steps_of, steps_per_epoch, training_loader
 
 #: More epochs than anybody plans.
 _MANY_EPOCHS = 3000
@@ -144,6 +144,22 @@ class ScheduleOnRun:
         events = [e for e in self.run.events if isinstance(e, (OptimizerStep, ScalerEvent)) and e.at is not None]
         others = {(e.at.file, e.at.line) for e in events if e.at is not None}
         return bool(others) and all((c.file, c.line) in others for c in calls)
+
+    @property
+    def batches(self) -> int | None:
+        """Training batches of an epoch."""
+        loader = training_loader(self.run)
+        return self.run.plan.batches_per_epoch or (loader.batches if loader is not None else None)
+
+    @property
+    def all_batches(self) -> float | None:
+        """Training batches of the run. Not its steps times the accumulation: a last, shorter group is stepped too."""
+        return self.epochs * self.batches if self.epochs and self.batches else None
+
+    @property
+    def called_at_every_batch(self) -> bool:
+        """Whether it is called once per micro-batch under accumulation."""
+        return self.micro > 1 and self.cadence.kind == "step" and self.cadence.calls_per_step == self.micro
 
     @property
     def pace(self) -> str:
