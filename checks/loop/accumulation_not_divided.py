@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
@@ -40,12 +40,19 @@ def accumulation_not_divided(run: Recording) -> Iterator[Finding]:
     added to the gradients is known from a sample of them, and with it the gradient of one large batch of the same
     samples: its norm, and the angle between the two.
 
+    Without a run, from the source: the step runs under a condition that counts (or under accelerate's `accumulate`),
+    the backward does not, and what it gets is the mean of a loss of torch with nothing between the two.
+
     ## What to do
     `(loss / N).backward()`. In Lightning's automatic optimization set `Trainer(accumulate_grad_batches=N)`, which
     divides; in manual optimization `self.manual_backward(loss / N)`. With accelerate, pass
     `gradient_accumulation_steps=N` and use `accelerator.backward(loss)` inside `with
-    accelerator.accumulate(model):`. A custom loss for the transformers `Trainer` should divide its sum by
-    `num_items_in_batch`.
+    accelerator.accumulate(model):`. The transformers `Trainer` divides nothing for a model whose `forward` takes
+    `**kwargs`: it hands it `num_items_in_batch` and leaves the division to it. Many heads of transformers itself
+    take `**kwargs` and ignore that number (measured on 5.23: `BertForSequenceClassification` under accumulation 4
+    gets exactly 4 times the gradient of one large batch, and the Trainer logs 4 times the loss). Set
+    `model.accepts_loss_kwargs = False` before the Trainer is made, and it divides; a custom loss that gets
+    `num_items_in_batch` should divide its sum by it.
 
     ## When it may be wrong
     Several losses of one batch (a GAN's real and fake halves, multi-task losses, penalties) come from different
@@ -57,7 +64,8 @@ def accumulation_not_divided(run: Recording) -> Iterator[Finding]:
 
     ## References
     torch documentation, "Automatic Mixed Precision examples: gradient accumulation"; Goyal et al. 2017, "Accurate,
-    Large Minibatch SGD".
+    Large Minibatch SGD"; huggingface/transformers issue 47688, "Heads that declare **kwargs but drop
+    num_items_in_batch train with an inflated loss under gradient accumulation".
     """
     timeline = Timeline(run)
     if not timeline.steps:
@@ -182,6 +190,8 @@ def _finding(run: Recording, optimizer: Optimizer, windows: Sequence[_Window]) -
         message += f" Measured norm {number(norm)}; one batch of the same samples has {number(norm / large.ratio)}"
         message += f", {large.angle:.0f} degrees away." if large.angle is not None and large.angle >= 1 else "."
     message += " " + _consequence(optimizer, n, clip)
+    if _left_to_the_model(run):
+        message += " The Trainer leaves the division to a forward that takes **kwargs; num_items_in_batch is not used."
     return Finding(
         message,
         at=backward.at,
@@ -258,16 +268,37 @@ def _decay_in_gradient(optimizer: Optimizer) -> bool:
     )
 
 
+def _left_to_the_model(run: Recording) -> bool:
+    """The transformers Trainer divides only for models that take no ``num_items_in_batch``."""
+    settings = framework_settings(run, "transformers")
+    return (
+        uses(run, "transformers")
+        and settings.get("model_accepts_loss_kwargs") is True
+        and not settings.get("compute_loss_func")
+        and not _overrides(settings, "training_step")
+    )
+
+
+def _overrides(settings: Mapping[str, object], method: str) -> bool:
+    names = settings.get("overridden")
+    return isinstance(names, (list, tuple)) and method in names
+
+
 def _fix(run: Recording, n: int) -> str:
     if uses(run, "lightning"):
         if framework_settings(run, "lightning").get("automatic_optimization") is False:
             return f"self.manual_backward(loss / {n})."
         return f"Trainer(accumulate_grad_batches={n}) divides the loss; accumulate nowhere else."
     if uses(run, "transformers"):
-        return (
-            "Divide the summed loss by num_items_in_batch in compute_loss, or return a mean and "
-            "let the Trainer divide it."
-        )
+        settings = framework_settings(run, "transformers")
+        if _left_to_the_model(run):
+            return (
+                f"Set model.accepts_loss_kwargs = False before the Trainer is made: it then divides by {n} itself. Or "
+                "divide the summed loss by the num_items_in_batch that it hands over."
+            )
+        if _overrides(settings, "training_step"):
+            return f"Divide in training_step: self.accelerator.backward(loss / {n})."
+        return "Divide the summed loss by the num_items_in_batch that the Trainer hands over."
     if uses(run, "accelerate"):
         return (
             f"Accelerator(gradient_accumulation_steps={n}), and accelerator.backward(loss) inside "

@@ -162,6 +162,23 @@ def test_the_repair_speaks_the_frameworks_words(framework: str, words: str) -> N
     assert words in only(check, run)[1].fix
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_accepts_loss_kwargs": True}, "model.accepts_loss_kwargs = False"),
+        ({"model_accepts_loss_kwargs": True, "overridden": ["compute_loss"]}, "model.accepts_loss_kwargs = False"),
+        ({"model_accepts_loss_kwargs": True, "overridden": ["training_step"]}, "training_step"),
+        ({"model_accepts_loss_kwargs": True, "compute_loss_func": True}, "num_items_in_batch"),
+    ],
+)
+def test_who_should_have_divided_under_the_transformers_trainer(settings: dict[str, Any], words: str) -> None:
+    run = accumulate()
+    run.framework("transformers", **settings)
+    finding = only(check, run)[1]
+    assert words in (finding.fix or "")
+    assert ("leaves the division to a forward" in finding.message) == ("accepts_loss_kwargs" in words)
+
+
 def test_one_backward_per_step_does_not_apply() -> None:
     with pytest.raises(NotApplicable):
         findings(check, accumulate(1))

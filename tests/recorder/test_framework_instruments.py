@@ -193,6 +193,7 @@ class TestTransformers:
         assert settings["warmup_steps"] == 2
         assert settings["bf16"] is True
         assert settings["model_accepts_loss_kwargs"] is True
+        assert settings["overridden"] == [], "MyTrainer.compute_loss calls super()"
         assert "output_dir" not in settings
         assert trained.extent() == (10, 2, 20, 4)
         assert "STEPS 10 " in trained.output

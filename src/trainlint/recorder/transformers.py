@@ -158,6 +158,7 @@ class Trainers:
         # With this the Trainer hands num_items_in_batch to the model and does not divide the loss by the accumulation.
         settings["model_accepts_loss_kwargs"] = setting(attribute(trainer, "model_accepts_loss_kwargs"))
         settings["compute_loss_func"] = attribute(trainer, "compute_loss_func") is not None
+        settings["overridden"] = overridden(trainer)
         self.recorder.emit(
             "framework",
             {
@@ -284,6 +285,17 @@ class Adapters:
 
 
 PLAIN = (bool, int, float, str, list, tuple, dict, enum.Enum)
+
+
+def overridden(trainer: Any) -> list[str]:
+    """Those of the Trainer's methods around the loss that a subclass replaces (one that calls ``super`` adds to it)."""
+    own = attribute(sys.modules.get("transformers.trainer"), "Trainer")
+    found = []
+    for name in ("compute_loss", "training_step"):
+        method = attribute(type(trainer), name)
+        if method is not attribute(own, name) and "super" not in (attribute(method, "__code__", "co_names") or ()):
+            found.append(name)
+    return found if trainer is not None else []
 
 
 def changed_arguments(args: Any) -> dict[str, Any]:
