@@ -22,7 +22,7 @@ from trainlint.recording.schema import (
     RootModule,
     SourceLine,
 )
-from trainlint.recording.source_models import ModelFault, evaluated_in_train_mode, stays_in_eval
+from trainlint.recording.source_models import ModelFault, always_drops, evaluated_in_train_mode, stays_in_eval
 from trainlint.recording.source_order import NOT_RUN, traces_of
 
 #: Share of a module's weights that must be trained for it to count as trained and not as frozen.
@@ -257,6 +257,12 @@ def _evaluated(run: Recording, low: int, high: int, seen: Sequence[Evaluation]) 
     """Whether an evaluation lies between two points: batches that nothing trained on, a loss without gradients."""
     if any(low < e.ended and e.began < high for e in seen):
         return True
+    # A loss written by hand is not seen: then a pass over other data has to do.
+    loaders = (*run.loaders, *(run.boundary.loaders if run.boundary is not None else ()))
+    training = {loader.id for loader in loaders if loader.training}
+    other = [e for e in whole_timeline(run) if isinstance(e, BatchFetched) and e.loader not in training]
+    if sum(1 for e in other if low < e.seq < high) > 1:
+        return True
     return any(isinstance(e, LossCall) and low < e.seq < high and not e.grad_enabled for e in whole_timeline(run))
 
 
@@ -460,6 +466,15 @@ def wrong_mode_in_source(source: SourceFacts) -> Iterator[Finding]:
     for trace in traces_of(source):
         for fault in (*stays_in_eval(trace), *evaluated_in_train_mode(trace)):
             yield _from_source(fault)
+        for call in always_drops(trace):
+            yield Finding(
+                f"dropout ({place(call.at)}) has no training=, so it drops in evaluation too: the module is also called "
+                f"without gradients. {NOT_RUN}",
+                at=call.at,
+                fix="Pass training=self.training, or use nn.Dropout.",
+                severity=Severity.WARNING,
+                about="functional-dropout",
+            )
 
 
 def _from_source(fault: ModelFault) -> Finding:

@@ -178,6 +178,8 @@ def stays_in_eval(t: Trace) -> Iterator[ModelFault]:
 def _held(t: Trace, numbers: set[int]) -> bool:
     """Whether an optimizer has parameters of these modules, or it is not known what it has."""
     optimizers = [o for o in t.trace.objects if o.kind == "optimizer"]
+    if not optimizers and t.of_kind("objective"):
+        return True  # a trainer makes it
     return any(set(o.of) & numbers or not o.known for o in optimizers)
 
 
@@ -185,9 +187,14 @@ def _training_forward(t: Trace, number: int, around: set[int], loop: int | None)
     """The forward of a module that a backward and a step of its optimizer follow in the same loop."""
     for forward in t.of_kind("forward"):
         at = t.loop_of(forward)
-        if number not in forward.on or not forward.details.get("grad") or at is None:
+        if number not in forward.on or not forward.details.get("grad"):
             continue
         if loop is not None and loop not in forward.path:
+            continue
+        if at is None:
+            # A hook that a trainer calls for each batch.
+            if any(t.before(forward, c) for c in t.of_kind("objective")) and not t.steps():
+                return forward
             continue
         calls = t.inside(at)
         ends = [c for c in calls if c.what in ("backward", "objective") and t.before(forward, c)]
@@ -223,6 +230,16 @@ def evaluated_in_train_mode(t: Trace) -> Iterator[ModelFault]:
         without = [c for c in forwards if c.details.get("grad") is False and not _trains_here(t, c)]
         if training and without:
             yield ModelFault("evaluated-in-train", module, without[0], training[0], sure=False)
+
+
+def always_drops(t: Trace) -> Iterator[SourceCall]:
+    """``F.dropout(x)`` without ``training=`` in a module that the program also calls without gradients."""
+    seen: set[tuple[str, int]] = set()
+    for call in t.of_kind("dropout"):
+        place = (call.at.file, call.at.line)
+        if call.details.get("inside") and call.details.get("grad") is False and place not in seen:
+            seen.add(place)
+            yield call
 
 
 def _trains_here(t: Trace, call: SourceCall) -> bool:

@@ -33,7 +33,7 @@ class Libraries(Methods):
         if name.startswith("torch.nn.functional.") and last in words.LOSS_FUNCTIONS:
             return self.loss(last, given)
         if name == "torch.nn.functional.dropout" and "training" not in given.named and len(given.positional) < 3:
-            self.emit("dropout", given.node, (), inside=self.inside > 0)
+            self.emit("dropout", given.node, (), inside=self.inside > 0, grad=self.grad)
         if name.startswith("torch.nn.") and last in words.LOSS_MODULES:
             made = self.thing("loss", words.LOSS_MODULES[last], given.node)
             made.attributes = dict(given.named)
@@ -95,7 +95,7 @@ class Libraries(Methods):
         what = given.get(0, "params")
         made.of, understood = owners_of(what)
         made.details["understood"] = understood and not given.more
-        decay = given.named.get("weight_decay")
+        decay = given.named.get("weight_decay") or _of_groups(what, "weight_decay")
         if (
             isinstance(decay, Const)
             and "decoupled_weight_decay" not in given.named
@@ -202,6 +202,8 @@ class Libraries(Methods):
             return Items(list(given.positional)) if last == "chain" else Unknown(name, tuple(given.all))
         if name == "builtins.sum" and losses_in(given.all):
             return Tensor(attached=attachment(given.positional[:1]), loss=True, losses=losses_in(given.all))
+        if name in ("builtins.abs", "builtins.pow", "builtins.round") and isinstance(first, Tensor):
+            return self.reduced(first, last, Arguments(given.node))
         if name == "builtins.float" and isinstance(first, Tensor):
             return cut(first, "float", self.line(given.node))
         if name.startswith("torch.") and not words.HARMFUL.match(name):
@@ -286,6 +288,18 @@ class Libraries(Methods):
                 return Super(owner, holder)
             scope = scope.parent
         return Unknown("super()")
+
+
+def _of_groups(groups: Value | None, name: str) -> Value | None:
+    """The largest number that any param group has for a setting."""
+    found = [
+        value
+        for group in (groups.elements if isinstance(groups, Items) and not groups.keys else ())
+        if isinstance(group, Items)
+        for key, value in zip(group.keys, group.elements, strict=False)
+        if key == name and isinstance(value, Const) and isinstance(value.value, (int, float))
+    ]
+    return max(found, key=lambda v: v.value, default=None)
 
 
 def trainable_only(condition: ast.expr) -> bool:
