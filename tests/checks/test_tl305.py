@@ -101,6 +101,11 @@ def test_eval_mode_left_behind_by_an_evaluation() -> None:
     assert "model.train()" in finding.fix
 
 
+def test_a_loss_written_by_hand_is_not_seen_but_the_other_data_are() -> None:
+    run = Program().modes().train_step(3).evaluate(losses=False).everything_asleep(line=55).train_step(2)
+    assert check(run) == [("error", "left-in-eval")]
+
+
 def test_without_an_evaluation_it_may_be_meant() -> None:
     assert check(Program().modes().train_step(3).everything_asleep().train_step(2)) == [("warning", "left-in-eval")]
 

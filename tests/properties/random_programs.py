@@ -288,7 +288,7 @@ FAULTS = {
     "zero before step": Fault("TL303", "error", _with(accumulation=1)),
     "no step": Fault("TL303", "error", _with(accumulation=1, schedule="none", scaler=False)),
     "never zeroed": Fault("TL304", "error", _with(accumulation=1)),
-    "eval mode": Fault("TL305", "error", _with(evaluation=False)),
+    "eval mode": Fault("TL305", "warning", _with(evaluation=False)),
     "left in eval": Fault("TL305", "error", _with(evaluation=True, loader="loader", accumulation=1)),
     "undivided": Fault("TL306", "error", _task("classes", "huber", "binary", accumulation=4, loader="loader")),
     "clip after step": Fault("TL308", "error", _with(clip="norm")),
