@@ -157,8 +157,8 @@ def _ends(run: Recording, line: LossLine) -> Iterator[Finding]:
         "at all of these ends, and it is a target nowhere else: the model is never taught to stop.",
         at=line.at,
         evidence={"function": line.function, "token": token, "ends": ends, "samples": samples},
-        fix="Give padding a token of its own, or mask the labels where attention_mask is 0, not where the token stands, as in "
-        "labels = input_ids.masked_fill(attention_mask == 0, -100).",
+        fix="Give padding a token of its own, or mask the labels where attention_mask is 0, not where the token "
+        "stands, as in labels = input_ids.masked_fill(attention_mask == 0, -100).",
         severity=Severity.WARNING,
         about=f"{line.function} end",
     )
