@@ -53,8 +53,9 @@ def scheduler_cadence(run: Recording) -> Iterator[Finding]:
       loss; two schedulers of which one sets the rate from its base: what the other does is undone.
 
     ## How it is detected
-    The whole curve of the schedule is made on a copy. How often the program calls it is read from the timeline, or
-    from the framework's own setting (`interval`). Laid over the planned number of optimizer steps, this gives the
+    The whole curve of the schedule is made on a copy. How often the program calls it is read from the timeline (an
+    epoch's end is brought on early, which tells once per epoch from never) or from the framework's `interval`. The
+    run's length is the trainer's word, else that of the program's own loops, else of config and loader: this gives the
     rate at every step to the end of training. A finding needs both: the schedule does not fit the planned run at this
     cadence, and it does fit at another one (its length is that of the run counted in epochs, steps or batches). It
     states the rate at the end and the one that was meant. A rate that falls below a 10,000th of its peak for most of
@@ -74,10 +75,10 @@ def scheduler_cadence(run: Recording) -> Iterator[Finding]:
     where they are (`step(epoch)`) are not judged by their length; nor is a resumed schedule. A plateau per batch is a
     warning, and only with a patience below 100 calls and half an epoch. A rate that is held by hand for a first phase
     looks like one that is overwritten for good. A schedule that is longer or shorter than the run by a
-    factor that no unit explains (training for the first tenth of a plan) is not a question of cadence. Whether a
-    scheduler that was not called in the watched steps is called per epoch or never cannot be seen within an epoch;
-    it is reported only when both are wrong. When nobody says how long the run is, only a schedule sized by the
-    length of the loader can be judged.
+    factor that no unit explains (training for the first tenth of a plan) is not a question of cadence; one whose
+    length is only near that of the run in another unit is a warning (200 epochs, tried on 5 of 39 batches). When the
+    end of the epoch was not reached, a scheduler that was not called may be called per epoch or never: reported only
+    when both are wrong. When nobody says how long the run is, only a schedule sized by the loader can be judged.
 
     ## References
     torch.optim.lr_scheduler; lightning documentation, "configure_optimizers"; accelerate documentation, "Performing
@@ -273,12 +274,15 @@ def _too_slow(f: ScheduleOnRun, steps: int, calls: int, end: float, meant: float
     spaced = f.cadence.kind in ("epoch", "every")
     ranks = f.run.program.world_size
     resize = f"Size it in optimizer steps: {steps:,} instead of {f.horizon:,}."
+    count = steps
     if spaced and _near(f.horizon, steps):
         unit, repair = f"optimizer steps ({steps:,})", _per_step(f)
     elif f.micro > 1 and _near(f.horizon, steps * f.micro):
+        count = steps * f.micro
         unit = f"batches ({steps * f.micro:,} at accumulation {f.micro})"
         repair = f"{_per_step(f)} {resize}" if spaced else resize
     elif ranks > 1 and _near(f.horizon, steps * ranks):
+        count = steps * ranks
         unit, repair = f"the steps of {ranks} processes together", resize
     else:
         return None
@@ -290,7 +294,13 @@ def _too_slow(f: ScheduleOnRun, steps: int, calls: int, end: float, meant: float
         f"{f.horizon:,}, {percent(calls, f.horizon)} of its course{takes}. The run ends at rate {number(end)}; "
         f"meant was {number(meant)}{never}."
     )
-    return _finding(f, message, repair, "too-slow", calls, end)
+    return _finding(f, message, repair, "too-slow", calls, end, _at_most(f, count))
+
+
+def _at_most(f: ScheduleOnRun, count: int) -> Severity | None:
+    """A warning where the length may be a round number of another unit: 200 epochs, tried on 5 of them, 196 steps."""
+    rounding = max(2.0, f.epochs or 0.0) * f.micro
+    return None if f.counts_steps or abs(f.horizon - count) <= rounding else Severity.WARNING
 
 
 def _too_fast(f: ScheduleOnRun, steps: int, calls: int) -> Finding | None:
@@ -399,7 +409,7 @@ def _not_called_though_sized_in_steps(f: ScheduleOnRun, steps: int) -> Finding |
             f"not called in {plural(f.watched, 'step')}, nor at the end of the epoch that was watched: the rate stays "
             f"at {number(f.course.rate(0))}; meant was {number(meant)} at step {steps:,}."
         )
-        return _finding(f, message, _per_step(f), "never", 0, f.course.rate(0))
+        return _finding(f, message, _per_step(f), "never", 0, f.course.rate(0), _at_most(f, steps))
     never = f" ({number(f.course.rate(0))} if it is never called)" if f.part is None else ""
     how = "Called once per epoch it makes" if f.epochs is not None else "At that pace it makes at most"
     message = (
@@ -407,7 +417,7 @@ def _not_called_though_sized_in_steps(f: ScheduleOnRun, steps: int) -> Finding |
         f"called in {plural(f.watched, 'step')}. {how} {plural(calls, 'call')}, {percent(calls, f.horizon)} of its "
         f"course: the run ends at rate {number(end)}{never}; meant was {number(meant)}."
     )
-    return _finding(f, message, _per_step(f), "too-slow", calls, end)
+    return _finding(f, message, _per_step(f), "too-slow", calls, end, _at_most(f, steps))
 
 
 def _never(f: ScheduleOnRun, text: str) -> Finding | None:

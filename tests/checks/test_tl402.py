@@ -131,6 +131,13 @@ def test_sized_in_steps_and_not_called_in_the_watch() -> None:
     assert "if it is never called" in finding.message
 
 
+@pytest.mark.parametrize(("length", "severity"), [(200, "error"), (196, "error"), (190, "warning")])
+def test_a_length_near_the_steps_may_be_one_in_epochs(length: int, severity: str) -> None:
+    run = loop(cosine(length), length, calls=0, interval="epoch", batches=40)
+    run.plan(optimizer_steps=200, epochs=5, batches_per_epoch=40)
+    assert only(check, run)[0] == severity
+
+
 def test_a_rise_that_hardly_begins_is_no_end_that_is_low_enough() -> None:
     def cycle(n: int) -> float:  # it ends where it began, nearly
         return 0.04 + 0.96 * n / 50 if n < 50 else max(0.0, 1 - (n - 50) / 110)
