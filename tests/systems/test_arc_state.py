@@ -1,4 +1,4 @@
-"""arc-state, unmodified: the fine-tune that silently ignored half of what it was told.
+"""arc-state, unmodified: the fine-tune that silently ignored half of what it was told; then with a fault planted in it.
 
 trainlint runs from this interpreter, ``state`` from its own environment, which knows nothing of trainlint.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from systems_support import Checked, check, processes_mentioning, tree
+from systems_support import PROGRAMS, Checked, check, processes_mentioning, tree
 
 HERE = Path(__file__).parent
 TRUTH = json.loads((HERE / "arc_state_truth.json").read_text())
@@ -138,3 +139,37 @@ def test_the_run_card_says_what_really_runs(arc_state: Path, screen: Path, tmp_p
     assert "Adam" in card
     assert "3e-05" in card or "3e-5" in card
     assert "40000" in card or "40,000" in card
+
+
+#: fault of ``programs/state_fork.py`` and what its launch adds -> the finding that must come beside the known ones.
+FORKS: list[tuple[str, tuple[str, ...], tuple[str, str] | None]] = [
+    ("none", (), None),
+    ("cut-off", (), ("TL302", "error")),
+    # With one layer each, the encoders have no dropout that eval mode could switch off.
+    ("eval", ("model.kwargs.n_encoder_layers=2", "model.kwargs.n_decoder_layers=2"), ("TL305", "warning")),
+    ("gradients-kept", (), ("TL304", "error")),
+    ("epoch-cadence", (), ("TL402", "error")),
+    ("new-output", (), ("TL203", "error")),
+    # With the Trainer's clipping on, a second one that comes too late does nothing.
+    ("clip-late", ("training.gradient_clip_val=null",), ("TL308", "error")),
+]
+#: What is wrong with the launch itself, as ``assert_the_known_faults`` says it.
+KNOWN = {"TL101", "TL104", "TL204", "TL404"}
+
+
+@pytest.mark.parametrize(("fault", "more", "expected"), FORKS, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_fork_with_a_fault(
+    arc_state: Path, screen: Path, tmp_path: Path, fault: str, more: tuple[str, ...], expected: tuple[str, str] | None
+) -> None:
+    _, *arguments = command(arc_state, screen, tmp_path / "out", *more)
+    python = arc_state / "bin" / "python"
+    result = check([python, PROGRAMS / "state_fork.py", "--fault", fault, *arguments], tmp_path)
+    planted = Counter({pair: n for pair, n in result.strong().items() if pair[0] not in KNOWN})
+    assert planted == Counter([expected] if expected else []), result.explain()
+    # The settings stay without effect, whatever else is wrong; but where no gradient arrives at all, TL302 says why.
+    assert {f["code"] for f in result.findings} >= KNOWN - ({"TL204"} if fault == "cut-off" else set())
+    if expected:
+        (finding,) = [f for f in result.of(expected[0]) if f["severity"] == expected[1]]
+        if fault in ("eval", "epoch-cadence", "clip-late"):  # the others leave no line of their own in the run
+            assert "state_fork.py" in json.dumps(finding)
+    assert not (tmp_path / "out").exists()
