@@ -464,12 +464,11 @@ def wrong_mode_in_source(source: SourceFacts) -> Iterator[Finding]:
     if not source.traces:
         raise NotObserved("no code that trains could be read")
     for trace in traces_of(source):
-        for fault in (*stays_in_eval(trace), *evaluated_in_train_mode(trace)):
-            yield _from_source(fault)
+        yield from map(_from_source, (*stays_in_eval(trace), *evaluated_in_train_mode(trace)))
         for call in always_drops(trace):
             yield Finding(
-                f"dropout ({place(call.at)}) has no training=, so it drops in evaluation too: the module is also called "
-                f"without gradients. {NOT_RUN}",
+                f"dropout ({place(call.at)}) has no training=, so it drops in evaluation too: the module is also "
+                f"called without gradients. {NOT_RUN}",
                 at=call.at,
                 fix="Pass training=self.training, or use nn.Dropout.",
                 severity=Severity.WARNING,
@@ -487,13 +486,9 @@ def _from_source(fault: ModelFault) -> Finding:
         )
         fix = f"Call {name}.eval() before the evaluation and {name}.train() after it."
     else:
-        back = "in this loop" if fault.kind == "stays-in-eval" else "anywhere"
-        text = (
-            f"{name}.eval() ({place(at)}) is never taken back {back}: train() is not called before the training forward"
-        )
-        text += f" ({place(forward)})" + (
-            ", so from the second pass on it trains in eval mode." if "stays" in fault.kind else "."
-        )
+        stays = fault.kind == "stays-in-eval"
+        back = ("in this loop", "so from the second pass on it trains") if stays else ("anywhere", "so it trains")
+        text = f"{name}.eval() ({place(at)}) is never taken back {back[0]}, {back[1]} in eval mode ({place(forward)})."
         fix = f"Call {name}.train() at the start of every epoch."
     return Finding(
         f"{text} {NOT_RUN}",

@@ -140,6 +140,38 @@ def test_static_reports_what_was_not_observed(project: Path) -> None:
     assert done.stderr == ""
 
 
+BROKEN_LOOP = """
+import torch
+from model import make
+model = make()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for x, y in batches():
+    loss = torch.nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.zero_grad()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("told", ["command", "table", "config alone"])
+def test_static_reads_the_program_that_would_be_started(project: Path, told: str) -> None:
+    (project / "model.py").write_text("import torch\ndef make():\n    return torch.nn.Linear(3, 2)\n")
+    (project / "loop.py").write_text(BROKEN_LOOP)
+    arguments = ["check", "--static", "config.yaml", "--format", "json"]
+    if told == "command":
+        arguments += ["--", "python", "loop.py"]
+    elif told == "table":
+        (project / "pyproject.toml").write_text('[tool.trainlint]\ncommand = "python loop.py"\n')
+    done = trainlint(*arguments, cwd=project)
+    report = json.loads(done.stdout)
+    (finding,) = [f for f in report["findings"] if f["code"] == "TL303"]
+    assert (finding["location"]["file"], finding["location"]["line"]) == ("loop.py", 9)
+    assert done.returncode == 1
+    verdicts = {v["code"]: v for v in report["verdicts"]}
+    assert verdicts["TL304"]["verdict"] == "not-observed"
+    assert "nothing found without a run" in verdicts["TL304"]["reason"]
+
+
 def test_json_is_the_only_thing_on_stdout(project: Path) -> None:
     done = trainlint("check", "--static", "config.yaml", "--format", "json", cwd=project)
     data = json.loads(done.stdout)

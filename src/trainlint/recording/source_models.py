@@ -65,6 +65,7 @@ def _covered(t: Trace, held: list[SourceObject]) -> set[int]:
         number = queue.pop()
         if number not in out:
             out.add(number)
+            queue += t.same(number)
             queue += [
                 m.number
                 for m in t.trace.objects

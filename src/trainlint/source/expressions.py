@@ -215,7 +215,8 @@ class Expressions(Calls):
                 conditions += generator.ifs
                 for condition in generator.ifs:
                     self.value(condition)
-            element = self.value(node.elt)
+            with self.block("for", node):
+                element = self.value(node.elt)
         finally:
             self.here.names = before
         if isinstance(element, Parameters) and element.one:
@@ -262,6 +263,9 @@ class Expressions(Calls):
                 element = Unknown(holds=iterated.holds)
                 if iterated.name == "builtins.enumerate" and iterated.holds:
                     inner = iterated.holds[0]
+                    if isinstance(inner, Items) and inner.elements:
+                        self.bind_target(target, Items([Unknown(), inner.elements[-1]]))
+                        return
                     if isinstance(inner, Thing):
                         self._use_parts(inner)
                     data = "load" in text or "data" in text

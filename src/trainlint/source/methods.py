@@ -224,7 +224,11 @@ class Methods(Events):
                 owner.parts.append(value)
             if not value.of:
                 value.of = (owner.number,)
-            value.details.pop("listed", None)
+            name_in_list = value.details.pop("listed", None)
+            for sibling in self.things if name_in_list is not None else ():
+                # One stands for all that are gone through.
+                if sibling.details.get("listed") == name_in_list and sibling.of == value.of:
+                    del sibling.details["listed"]
         elif isinstance(value, Items):
             for part in value.elements:
                 self.hold(owner, "", part)

@@ -131,4 +131,6 @@ HARMLESS = re.compile(
     r"scipy|torchinfo|torchsummary|thop|psutil|inspect|glob|subprocess|string|struct|io|csv|yaml|omegaconf|hydra)\.)"
 )
 #: ... save for these of torch.
-HARMFUL = re.compile(r"^torch\.(?:autograd|func|distributed\.(?:pipelining|rpc)|nn\.utils\.(?!rnn)|utils\.checkpoint)")
+HARMFUL = re.compile(
+    r"^torch\.(?:autograd\.(?!Variable|variable)|func|distributed\.(?:pipelining|rpc)|nn\.utils\.(?!rnn)|utils\.checkpoint)"
+)
