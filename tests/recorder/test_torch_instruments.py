@@ -151,6 +151,32 @@ for x, y in batches():
     assert all(n is not None and n > 0 for n in run.steps[0].gradient_norm)
 
 
+@pytest.mark.parametrize(("optimizer", "first"), [("SGD(params, lr=0.1)", 0.05), ("LBFGS(params, lr=0.1)", 0.1)])
+def test_the_rate_that_a_step_used_after_its_closure_changed_it(tmp_path: Path, optimizer: str, first: float) -> None:
+    run = watch(
+        HEAD
+        + f"""
+params = list(model.parameters())
+opt = torch.optim.{optimizer}
+scheduler = torch.optim.lr_scheduler.ExponentialLR(opt, 0.5)
+for x, y in batches():
+    called = False
+    def closure():
+        global called
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        if not called:
+            scheduler.step()
+        called = True
+        return loss
+    opt.step(closure)
+""",
+        tmp_path,
+    )
+    assert [s.rates[0] for s in events(run, OptimizerStep)] == pytest.approx([first, first / 2, first / 4])
+
+
 def test_scaler_scale_is_taken_out_of_the_divisor(tmp_path: Path) -> None:
     run = watch(
         HEAD

@@ -205,6 +205,9 @@ class Optimizers:
         watched.closure_calls += 1
         inside = watched.inside
         if inside is not None and inside["gradients"] is None:
+            # A scheduler may have been stepped in it; all but L-BFGS take their rate from the groups only now.
+            if not _reads_rate_first(watched.optimizer):
+                inside["rates"] = [scalar(g.get("lr")) for g in watched.optimizer.param_groups]
             self._read_gradients(watched, inside)
 
     def _read_gradients(self, watched: OptimizerWatch, inside: dict[str, Any]) -> None:
@@ -329,6 +332,13 @@ class Optimizers:
                     "moved_without_steps": self._moved(watched),
                 },
             )
+
+
+def _reads_rate_first(optimizer: Any) -> bool:
+    """Whether it takes the rate before it calls the closure."""
+    import torch
+
+    return isinstance(optimizer, torch.optim.LBFGS)
 
 
 def _tensor_list(value: Any) -> bool:
