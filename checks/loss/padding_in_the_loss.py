@@ -86,7 +86,7 @@ def padding_in_the_loss(run: Recording) -> Iterator[Finding]:
         if not calls or not _is_padding(calls):
             continue
         counted = [c for c in calls if _counts(c)]
-        if counted:
+        if counted and _is_counted(counted):
             yield _counted_finding(run, line, calls, counted)
         elif all(c.reduction == "none" for c in calls):
             divided = _divided_by_all(calls)
@@ -120,6 +120,14 @@ def _counts(call: LossCall) -> bool:
     if not rows.padding_supervised or rows.padding_weightless:
         return False
     return call.reduction != "none" or bool(_gradient(call).padding_nonzero)
+
+
+def _is_counted(counted: Sequence[LossCall]) -> bool:
+    """Most of the padding is supervised. One position a row may be the end, whose id may be the one that pads."""
+    rows = [_rows(c) for c in counted]
+    ends = sum(0 if r.left else r.padded_rows for r in rows)
+    beyond = sum(r.padding - r.padded_rows for r in rows)
+    return 2 * (sum(r.padding_supervised for r in rows) - ends) >= beyond
 
 
 def _copies(calls: Sequence[LossCall]) -> bool:

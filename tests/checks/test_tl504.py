@@ -57,6 +57,8 @@ def test_padding_that_counts() -> None:
         ({"padding_kind": "values", "confirmed_by": "mask (mask)", "classes": False}, "error"),
         ({"same": (1.0, 0.0, 0.0)}, "warning"),  # the target is the input: an autoencoder
         ({"padding_supervised": 0}, None),
+        ({"padding_supervised": 3}, None),  # one a row: an end token with the id that pads
+        ({"padding_supervised": 9, "left": True}, "error"),
         ({"padding_weightless": True}, None),
         ({"padding_min": 6}, None),  # every row ends in the same number of zeros
         ({"padding_repeats": 2}, None),

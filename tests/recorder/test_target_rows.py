@@ -181,6 +181,35 @@ def test_the_batch_that_the_target_came_with_counts_not_the_one_fetched_ahead() 
     assert figures["padding_supervised"] == 0
 
 
+def test_what_an_earlier_batch_or_micro_batch_looked_up_is_forgotten() -> None:
+    inputs = Inputs()
+    first, second, third = (padded(texts(lengths)) for lengths in ((9, 3, 5, 6), (4, 9, 3, 7), (9, 8, 2, 5)))
+    inputs.embedded(first, None)
+    inputs.fetched([second])
+    inputs.embedded(second, None)
+    assert [known.tensor is second for known in inputs.lookups()] == [True]
+    inputs.backward()
+    inputs.embedded(third, None)
+    assert [known.tensor is third for known in inputs.lookups()] == [True]
+    assert len(inputs.batches()) == 1
+
+
+def test_names_that_end_in_a_token_which_also_pads_the_input() -> None:
+    """Starts and ends with 0; the target ignores what follows its end. Beside the batch before it would look padded."""
+    rows = [texts(lengths, seed, 1) for seed, lengths in enumerate(((4, 6, 6, 5), (4, 6, 5, 6)))]
+    inputs = Inputs()
+    for one in rows:
+        x = padded([nn.functional.pad(t, (1, 0)) for t in one])
+        y = padded([nn.functional.pad(t, (0, 1)) for t in one], -1)
+        inputs.fetched([x, y])
+        inputs.embedded(x, None)
+    found = loss_rows.look(
+        "cross_entropy", logits(*y.shape).view(-1, V), y.view(-1), {"ignore_index": -1}, None, inputs
+    )
+    assert found is not None
+    assert found[0].get("padding_supervised", 0) == 0
+
+
 # ------------------------------------------------------------------------------------------- what is no padding
 
 

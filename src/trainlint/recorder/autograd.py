@@ -193,6 +193,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
             values["gradients_changed"] = changed(gradients)
         recorder.emit("event_value", {"seq": seq, **values})
         session.optimizers.backward_ended(seq)
+        session.inputs.backward()
         if not session.steps and session.backwards >= recorder.settings.backward_cap:
             session.park("backward-cap")
 

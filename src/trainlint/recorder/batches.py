@@ -49,8 +49,9 @@ class Inputs:
         self.closed = False
 
     def fetched(self, batch: Any) -> None:
-        """Remember the tensors of a batch."""
+        """Remember the tensors of a batch. What was looked up before belongs to another one."""
         if not self.closed:
+            self._lookups.clear()
             self._batches.appendleft([Given(tensor, name) for name, tensor in tensors_of(batch)])
 
     def embedded(self, ids: Any, padding: int | None) -> None:
@@ -59,6 +60,10 @@ class Inputs:
             ids is known.tensor for known in self._lookups
         ):  # fmt: skip
             self._lookups.appendleft(Given(ids, "input ids", True, padding))
+
+    def backward(self) -> None:
+        """The next loss is that of another forward pass."""
+        self._lookups.clear()
 
     def lookups(self) -> list[Given]:
         return list(self._lookups)

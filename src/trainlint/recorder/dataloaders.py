@@ -198,7 +198,7 @@ class ForwardHook:
         tensor = first_tensor(list(args)) if args else None
         if tensor is None:
             tensor = first_tensor(dict(kwargs))
-        self.session.inputs.fetched({**dict(enumerate(args)), **kwargs})
+        self.session.inputs.fetched({**{f"argument {i} of the model": x for i, x in enumerate(args)}, **kwargs})
         self.recorder.event(
             "forward",
             at=self.recorder.user_line(),

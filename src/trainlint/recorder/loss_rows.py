@@ -69,8 +69,8 @@ def of_labels(batch: Any) -> dict[str, Any] | None:
     if labels.shape != ids.shape or labels.shape[1] < 2:
         return None
     inputs = Inputs()
-    inputs.embedded(ids, None)
     inputs.fetched(batch)
+    inputs.embedded(ids, None)
     found = look("cross_entropy", None, labels[:, 1:], {}, None, inputs)
     return found[0] if found is not None else None
 
