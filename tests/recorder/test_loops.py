@@ -125,6 +125,27 @@ for i in range(25):
 """,
         25,
     ),
+    "a bar that says which epoch it is": (
+        """
+from tqdm import tqdm
+for epoch in range(3):
+    bar = tqdm(loader, desc=f"epoch {epoch}", disable=True)
+    for x, y in bar:
+        backward(x, y)
+        update()
+""",
+        3 * 12,
+    ),
+    "a curriculum": (
+        """
+for stage in (4, 8, 16):
+    part = range(stage)
+    for i in part:
+        backward(torch.randn(4, 8), torch.randint(0, 4, (4,)))
+        update()
+""",
+        None,
+    ),
     "while": (
         """
 step = 0

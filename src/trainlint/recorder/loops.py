@@ -92,7 +92,9 @@ def _loops(frame: FrameType | None, built: Mapping[int, int], optimizer: Any) ->
         enclosing = _around(frame)
         line = built.get(id(frame))
         own = [(f, n) for f, n in enclosing if line is None or not _in_body(n, line)]
-        out = [_describe(f, n, frame) for f, n in own if not _over_optimizers(n, frame, optimizer)] + out
+        kept = [(f, n) for f, n in own if not _over_optimizers(n, frame, optimizer)]
+        varying = [_varies(node, [outer for _, outer in kept[:i]]) for i, (_, node) in enumerate(kept)]
+        out = [_describe(f, n, frame, known=not v) for (f, n), v in zip(kept, varying, strict=True)] + out
         if len(own) < len(enclosing):
             break
         frame = frame.f_back
@@ -195,11 +197,34 @@ def _over_optimizers(node: Loop, frame: FrameType, optimizer: Any) -> bool:
     return any(value is optimizer or inner_optimizer(value) is optimizer for value in bound)
 
 
-def _describe(file: str, node: Loop, frame: FrameType) -> dict[str, Any]:
+def _varies(node: Loop, around: list[Loop]) -> bool:
+    """Whether what a loop goes over is made from the variable of a loop around it (a curriculum)."""
+    if not isinstance(node, ast.For):
+        return False
+    made_from = _names(node.iter)
+    targets: set[str] = set()
+    for outer in around:
+        targets |= _names(getattr(outer, "target", None))
+        for inner in ast.walk(outer):
+            assigned = isinstance(inner, ast.Assign) and made_from & {n for t in inner.targets for n in _names(t)}
+            if isinstance(inner, ast.Assign) and assigned:
+                made_from |= _names(inner.value)
+    return bool(made_from & targets)
+
+
+def _names(node: ast.AST | None) -> set[str]:
+    """Variables in an expression; those in formatted text only describe."""
+    if node is None or isinstance(node, ast.JoinedStr):
+        return set()
+    own = {node.id} if isinstance(node, ast.Name) else set()
+    return own.union(*(_names(child) for child in ast.iter_child_nodes(node)))
+
+
+def _describe(file: str, node: Loop, frame: FrameType, *, known: bool) -> dict[str, Any]:
     count: float | None = Unknown
     over = "while"
     if isinstance(node, ast.For):
-        count = _length(node.iter, frame)
+        count = _length(node.iter, frame) if known else Unknown
         over = ast.unparse(node.iter)
     return {
         "at": {
