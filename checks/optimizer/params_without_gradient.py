@@ -14,7 +14,7 @@ from trainlint.recording.describe import (
     plural,
     trainable_weights,
 )
-from trainlint.recording.intervals import Timeline
+from trainlint.recording.intervals import Timeline, clears
 from trainlint.recording.membership import stale_optimizers
 from trainlint.recording.schema import Optimizer, Parameter
 
@@ -40,8 +40,10 @@ def params_without_gradient(run: Recording) -> Iterator[Finding]:
     ## How it is detected
     At every optimizer step the gradient of each held parameter is measured as the step used it. A parameter is
     reported when it had no gradient at all (`None`, not zero) in any of at least two steps, in which other
-    parameters of the same optimizer had one. Parameters are grouped by module, with their share of the trainable
-    weights.
+    parameters of the same optimizer had one. Where a whole optimizer finds nothing, it is reported when the
+    backwards before each of its steps led to parameters that others hold (a generator's images detached in its own
+    turn, an encoder cut off from a decoder with an optimizer of its own). Parameters are grouped by module, with
+    their share of the trainable weights.
 
     A gradient that is exactly zero is no finding: LoRA's first matrix, zero-initialised residual branches and heads
     have one at the first steps, rightly. Conditional computation is told apart by its siblings: when a parallel
@@ -76,8 +78,12 @@ def params_without_gradient(run: Recording) -> Iterator[Finding]:
             continue
         silent, live = _split(optimizer, timeline, parameters)
         silent = [p for p in silent if p.id not in outdated]
+        within = bool(live)
+        if silent and not live:
+            # No gradient anywhere in it: the loop is at fault (TL302, TL303), unless it trains what others hold.
+            live = _trained_elsewhere(timeline, optimizer, silent, parameters)
         if not silent or not live:
-            continue  # no gradient anywhere: the loop is at fault, not a module
+            continue
         candidates = [*silent, *live]
         groups = []
         for root in dict.fromkeys(p.root for p in silent):
@@ -87,7 +93,7 @@ def params_without_gradient(run: Recording) -> Iterator[Finding]:
             groups += [g for g in own if not _conditional(g, family, partly, classes)]
         groups.sort(key=lambda g: -g.numel)
         if groups:
-            yield _finding(run, optimizer, groups, live, measured[optimizer.id])
+            yield _finding(run, optimizer, groups, live, measured[optimizer.id], within=within)
 
 
 def _split(
@@ -108,6 +114,21 @@ def _split(
         elif p.requires_grad and p.requires_grad_later is None:
             silent.append(p)
     return silent, live
+
+
+def _trained_elsewhere(
+    timeline: Timeline, optimizer: Optimizer, silent: Sequence[Parameter], parameters: dict[int, Parameter]
+) -> list[Parameter]:
+    """What other optimizers train, when each step of this one comes after a backward that led to parameters."""
+    roots = {p.root for p in silent}
+    for interval in timeline.intervals(optimizer.id):
+        backwards = interval.backwards()
+        if not any(b.reaches_parameters for b in backwards):
+            return []
+        if any(clears(e, optimizer.id, roots) for e in interval.between(backwards[-1].seq, interval.step.seq)):
+            return []
+    others = (o for o in timeline.recording.optimizers if o.id != optimizer.id and o.id in timeline.measurements)
+    return [p for other in others for p in _split(other, timeline, parameters)[1]]
 
 
 def _sometimes(timeline: Timeline) -> set[int]:
@@ -175,19 +196,26 @@ class _Family:
 
 
 def _finding(
-    run: Recording, optimizer: Optimizer, groups: Sequence[TensorGroup], live: Sequence[Parameter], steps: int
+    run: Recording,
+    optimizer: Optimizer,
+    groups: Sequence[TensorGroup],
+    live: Sequence[Parameter],
+    steps: int,
+    *,
+    within: bool,
 ) -> Finding:
     tensors = [p for g in groups for p in g.parameters]
     total = trainable_weights(run, {p.root for p in tensors})
     weights = sum(p.numel for p in tensors)
     small = weights < _SMALL * total and all(p.origin != "fresh" for p in tensors)
     others = len(live)
+    where = "in the same steps" if within else "of the same backwards, all in other optimizers: this one trains nothing"
     subject = "It is" if len(tensors) == 1 else "They are"
     return Finding(
         f"No gradient reached these parameters in {plural(steps, 'step')} of {name_optimizer(optimizer)}: "
         f"{lines_of(groups, total)}. {subject} trainable and in the optimizer; "
         f"{plural(others, 'other tensor')} did get "
-        "gradients in the same steps. Every step skips them, so they stay at their initial values.",
+        f"gradients {where}. Every step skips them, so they stay at their initial values.",
         at=ParameterName(groups[0].pattern),
         evidence={
             "parameters": [p.name for p in tensors[:50]],

@@ -116,3 +116,27 @@ def test_one_step_is_not_enough() -> None:
     steps(run, run.optimizer("AdamW", net), net[1:], n=1)
     with pytest.raises(NotObserved):
         findings(check, run)
+
+
+def two_networks(*, reaches: bool = True, cleared: bool = False) -> Run:
+    """An encoder and a decoder with an optimizer each; no gradient arrives in the encoder."""
+    run = Run()
+    encoder, decoder = run.module("Encoder", {"fc.weight": (8, 8)}), run.module("Decoder", {"fc.weight": (8, 8)})
+    first, second = run.optimizer("Adam", encoder), run.optimizer("Adam", decoder)
+    for _ in range(3):
+        run.zero(first).zero(second).backward(reaches_parameters=reaches)
+        if cleared:
+            run.zero(first)
+        run.step(first, gradient=dict.fromkeys(encoder)).step(second, gradient=dict.fromkeys(decoder, 1.0))
+    return run
+
+
+def test_an_optimizer_that_finds_nothing_while_others_train() -> None:
+    severity, finding = only(check, two_networks())
+    assert severity == "warning"
+    assert "all in other optimizers: this one trains nothing" in finding.message
+
+
+@pytest.mark.parametrize("how", [{"reaches": False}, {"cleared": True}])
+def test_an_optimizer_that_finds_nothing_for_the_loops_own_faults(how: dict[str, bool]) -> None:
+    assert findings(check, two_networks(**how)) == []
