@@ -6,7 +6,7 @@ import ast
 
 from trainlint.recording.schema import SourceLine
 from trainlint.source import vocabulary as words
-from trainlint.source.events import DEPTH, attachment, cut
+from trainlint.source.events import FORWARD_DEPTH, attachment, cut
 from trainlint.source.libraries import Libraries
 from trainlint.source.methods import Arguments, owners_of
 from trainlint.source.values import (
@@ -88,6 +88,8 @@ class Calls(Libraries):
             return self.method_of_thing(owner, name, given)
         if isinstance(owner, Tensor):
             return self.method_of_tensor(owner, name, given)
+        if isinstance(owner, Const):
+            return Unknown()
         if isinstance(owner, Items):
             return self._of_items(owner, name, given)
         if isinstance(owner, Super):
@@ -137,14 +139,15 @@ class Calls(Libraries):
     def call_routine(self, routine: Routine, given: Arguments) -> Value:
         """Follow a function of the project."""
         node = routine.node
-        if node in self.active or len(self.active) >= DEPTH:
+        deep = self.inside and len(self.active) >= self.floor + FORWARD_DEPTH
+        if node in self.active or len(self.active) >= self.depth or deep:
             self.opaque(given.all, given.node, routine.name)
             return Unknown(f"{routine.name}()", tuple(given.all))
         scope = Scope(routine.scope.module, parent=routine.scope, function=self.qualified(routine))
         self.bind(routine, given, scope)
         before, grad, off, path = self.here, self.grad, self.grad_off, self.path
         self.active.append(node)
-        self.followed.add(node)
+        self.visited.add(node)
         if not isinstance(node, ast.Lambda) and any(self.turns_grad_off(d) for d in node.decorator_list):
             self.grad, self.grad_off = False, SourceLine(scope.module.file, node.lineno, scope.function)
         self.here = scope
@@ -219,6 +222,7 @@ class Calls(Libraries):
         if self.grad is not False:
             thing.details["trained"] = True
         if not self.inside:
+            self.floor = len(self.active)
             self.emit("forward", given.node, (thing.number,), grad=self.grad)
         self.inside += 1
         try:

@@ -23,14 +23,17 @@ from trainlint.source.values import (
     objects_in,
 )
 
-#: Expressions looked at in one trace, and in all traces of one reading: what bounds the time.
-TRACE_BUDGET = 40_000
+#: Ways to follow one entry, the second where the first is too much: how deep calls of the project's functions are
+#: followed into each other, and the expressions looked at. What lies deeper is a call that cannot be read.
+EFFORTS = ((8, 25_000), (3, 15_000))
 #: ... for the definitions at the top level of an imported file.
 MODULE_BUDGET = 10_000
 #: Values looked through for what they are put together from.
 _LOOKED_AT = 200
-#: Calls of the project's functions followed into each other.
-DEPTH = 8
+
+
+#: Of a forward only what its result is made by matters: calls in it are not followed deeper than this.
+FORWARD_DEPTH = 4
 
 
 class Exhausted(Exception):
@@ -47,26 +50,27 @@ class Events:
         self.lasting: dict[str, Scope] = {}
         #: Expressions looked at outside the trace's own budget.
         self.spent = 0
-        #: Functions that were followed in any trace.
+        #: Functions that were followed in any trace, and in this one.
         self.followed: set[ast.AST] = set()
-        self.begin()
+        self.begin(*EFFORTS[0])
 
-    def begin(self) -> None:
+    def begin(self, depth: int, budget: int) -> None:
         """Forget everything but the project: a new trace."""
+        self.depth, self.budget = depth, budget
+        self.visited: set[ast.AST] = set()
         self.scopes = {}
         self.blocks: list[SourceBlock] = []
         self.path: tuple[int, ...] = ()
         self.things: list[Thing] = []
         self.calls: list[SourceCall] = []
-        self.budget = TRACE_BUDGET
         self.active: list[ast.AST] = []
         #: Gradients are recorded (``None``: depends on a condition), and what turned them off.
         self.grad: bool | None = True
         self.grad_off: SourceLine | None = None
         #: Not above 0 while only definitions are of interest.
         self.quiet = 0
-        #: Above 0 inside a module's forward.
-        self.inside = 0
+        #: Above 0 inside a module's forward, and how deep the calls were where it began.
+        self.inside = self.floor = 0
         self.here: Scope = Scope(Module("<none>", b""))
 
     # ------------------------------------------------------------------------------------------------ events
@@ -99,7 +103,12 @@ class Events:
         return made
 
     def opaque(self, values: Iterable[Value], node: ast.AST, name: str = "") -> None:
-        """Something that cannot be read got these; it may do anything with what is reachable from them."""
+        """Something that cannot be read got these; it may do anything with what is reachable from them.
+
+        Inside a forward it computes, and neither steps nor clears.
+        """
+        if self.inside:
+            return
         on: list[int] = []
         loss = routine = False
         for value in values:

@@ -162,6 +162,10 @@ class Libraries(Methods):
         if last in ("clip_grad_norm_", "clip_grad_value_", "clip_grad_norm") and "nn.utils" in name:
             self.clip(given)
             return Unknown()
+        if name.startswith("torch.") and last == "set_grad_enabled":
+            self.grad = bool(first.value) if isinstance(first, Const) else None
+            self.grad_off = self.line(given.node)
+            return Unknown()
         if name in ("torch.autograd.grad", "torch.func.grad"):
             self.emit("grads", given.node, ())
             return Unknown("grad", tuple(given.all))

@@ -155,13 +155,14 @@ class Statements(Expressions):
             return self.block_of(node.body if decided else node.orelse)
         text = ast.unparse(node.test)[:80]
         counts = any(isinstance(n, ast.Mod) for n in ast.walk(node.test))
-        before = dict(self.here.names)
+        before, grad = dict(self.here.names), self.grad
         with self.block("if", node, text, counts):
             then = self.block_of(node.body)
-        after = self.here.names
-        self.here.names = dict(before)
+        after, grad_then = self.here.names, self.grad
+        self.here.names, self.grad = dict(before), grad
         with self.block("else", node, text, counts):
             other = self.block_of(node.orelse)
+        self.grad = self.grad if self.grad == grad_then else None
         if then.stops:
             pass
         elif other.stops:

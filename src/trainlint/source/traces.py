@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 
 from trainlint.recording.schema import SourceLine, SourceObject, SourceTrace
 from trainlint.recording.schema import Value as Plain
 from trainlint.source import vocabulary as words
-from trainlint.source.events import TRACE_BUDGET, Exhausted, losses_in
+from trainlint.source.events import EFFORTS, Exhausted, losses_in
 from trainlint.source.methods import Arguments
 from trainlint.source.project import Module, Project
 from trainlint.source.statements import Statements
@@ -19,8 +20,8 @@ _TELLING = (
     b"backward(", b"training_step", b"cross_entropy", b"CrossEntropyLoss", b"nll_loss", b"NLLLoss", b"BCE",
     b"zero_grad", b"optim.", b"scheduler.step", b"torch.optim",
 )  # fmt: skip
-#: Expressions looked at in all traces of one reading; about four seconds.
-_BUDGET = 600_000
+#: Expressions looked at in all traces of one reading: about two seconds.
+_BUDGET = 400_000
 #: Hooks of a Lightning module that are called without gradients, and all that its trainer calls.
 _WITHOUT_GRAD = ("validation_step", "test_step", "predict_step")
 _HOOKS = ("training_step", "configure_optimizers", *_WITHOUT_GRAD)
@@ -40,32 +41,32 @@ def read_traces(
     tracer = Statements(project or Project())
     modules = [m for f in dict.fromkeys(files) if (m := tracer.project.module(f)) is not None and m.has(*_TELLING)]
     out: list[SourceTrace] = []
-    budget = _BUDGET
+    left = _BUDGET
 
-    def follow(entry: SourceLine, run: Iterator[None]) -> None:
-        nonlocal budget
-        if budget <= 0:
+    def follow(entry: SourceLine, run: Callable[[], None]) -> None:
+        nonlocal left
+        for depth, budget in EFFORTS:
+            if left <= 0:
+                return
+            tracer.begin(depth, budget)
+            before = tracer.spent
+            try:
+                run()
+            except (Exhausted, RecursionError):
+                continue
+            finally:
+                left -= budget - tracer.budget + tracer.spent - before
+            tracer.followed |= tracer.visited
+            trace = _trace(tracer, entry)
+            if trace.calls or any(o.kind == "optimizer" for o in trace.objects):
+                out.append(trace)
             return
-        before = tracer.spent
-        try:
-            for _ in run:
-                pass
-        except (Exhausted, RecursionError):
-            return
-        finally:
-            budget -= TRACE_BUDGET - tracer.budget + tracer.spent - before
-        trace = _trace(tracer, entry)
-        if trace.calls or any(o.kind == "optimizer" for o in trace.objects):
-            out.append(trace)
 
     for module in sorted(modules, key=_scripts_first):
-        if scripts is not None and module.file not in scripts:
-            continue
-        tracer.begin()
-        follow(SourceLine(module.file, 1), _script(tracer, module))
+        if scripts is None or module.file in scripts:
+            follow(SourceLine(module.file, 1), partial(tracer.run_script, module.file))
     for module in modules:
         for entry, run in _functions(tracer, module):
-            tracer.begin()
             follow(entry, run)
     return tuple(out)
 
@@ -77,31 +78,26 @@ def _scripts_first(module: Module) -> tuple[bool, str]:
 # --------------------------------------------------------------------------------------------- entries
 
 
-def _script(tracer: Statements, module: Module) -> Iterator[None]:
-    tracer.run_script(module.file)
-    yield
-
-
-def _functions(tracer: Statements, module: Module) -> Iterator[tuple[SourceLine, Iterator[None]]]:
+def _functions(tracer: Statements, module: Module) -> Iterator[tuple[SourceLine, Callable[[], None]]]:
     """Functions and classes of a file that no trace has gone through so far."""
     lines = module.text.split(b"\n")
     for node in module.tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             if node not in tracer.followed and _telling(lines, node):
-                yield SourceLine(module.file, node.lineno, node.name), _function(tracer, module, node)
+                yield SourceLine(module.file, node.lineno, node.name), partial(_function, tracer, module, node)
         elif isinstance(node, ast.ClassDef) and _telling(lines, node):
             methods = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
             left = [m for m in methods if m not in tracer.followed and _telling(lines, m)]
             lightning = any(m.name == "training_step" for m in methods) and _is_lightning(tracer, module, node)
             if lightning:
-                yield SourceLine(module.file, node.lineno, node.name), _lightning(tracer, module, node)
+                yield SourceLine(module.file, node.lineno, node.name), partial(_lightning, tracer, module, node)
             for method in left:
                 if method.name == "__init__" or (lightning and method.name in _HOOKS):
                     continue
                 if method in tracer.followed:
                     continue
                 name = f"{node.name}.{method.name}"
-                yield SourceLine(module.file, method.lineno, name), _method(tracer, module, node, method.name)
+                yield SourceLine(module.file, method.lineno, name), partial(_method, tracer, module, node, method.name)
 
 
 def _telling(lines: Sequence[bytes], node: ast.AST) -> bool:
@@ -109,12 +105,11 @@ def _telling(lines: Sequence[bytes], node: ast.AST) -> bool:
     return any(word in text for word in _TELLING)
 
 
-def _function(tracer: Statements, module: Module, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[None]:
+def _function(tracer: Statements, module: Module, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
     scope = tracer.module_scope(module.file)
     if scope is not None:
         tracer.here = scope
         _returned(tracer, tracer.call_routine(Routine(node, scope), _unknown(node)), node)
-    yield
 
 
 def _unknown(node: ast.AST) -> Arguments:
@@ -137,13 +132,13 @@ def _instance(tracer: Statements, module: Module, node: ast.ClassDef) -> tuple[P
 
 
 def _is_lightning(tracer: Statements, module: Module, node: ast.ClassDef) -> bool:
-    tracer.begin()
+    tracer.begin(*EFFORTS[0])
     scope = tracer.module_scope(module.file)
     cls = scope.names.get(node.name) if scope is not None else None
     return isinstance(cls, ProjectClass) and cls.is_a("LightningModule")
 
 
-def _method(tracer: Statements, module: Module, node: ast.ClassDef, name: str) -> Iterator[None]:
+def _method(tracer: Statements, module: Module, node: ast.ClassDef, name: str) -> None:
     both = _instance(tracer, module, node)
     found = both[0].method(name) if both is not None else None
     if both is not None and found is not None:
@@ -155,7 +150,6 @@ def _method(tracer: Statements, module: Module, node: ast.ClassDef, name: str) -
             _objective(tracer, returned, method)
         else:
             _returned(tracer, returned, method)
-    yield
 
 
 def _returned(tracer: Statements, value: Value, node: ast.AST) -> None:
@@ -165,7 +159,7 @@ def _returned(tracer: Statements, value: Value, node: ast.AST) -> None:
         tracer.emit("returned", node, (), losses=tuple(sorted(numbers)))
 
 
-def _lightning(tracer: Statements, module: Module, node: ast.ClassDef) -> Iterator[None]:
+def _lightning(tracer: Statements, module: Module, node: ast.ClassDef) -> None:
     """A Lightning module as its trainer uses it: built, asked for its optimizers, then stepped."""
     both = _instance(tracer, module, node)
     if both is None:
@@ -200,7 +194,6 @@ def _lightning(tracer: Statements, module: Module, node: ast.ClassDef) -> Iterat
         with tracer.block("step", node, name):
             hook(name)
     tracer.grad, tracer.grad_off = before, off
-    yield
 
 
 def _objective(tracer: Statements, returned: Value, node: ast.AST) -> None:
