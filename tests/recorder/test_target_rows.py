@@ -316,6 +316,21 @@ def test_ends_that_are_ignored_because_they_look_like_padding() -> None:
         assert (figures["ends"], figures["ends_ignored"], figures["end_token"]) == (5, ignored, 2)
 
 
+def test_a_mask_of_another_batch_tells_no_ends() -> None:
+    """The batch itself was fetched too long ago: what is left over are others, of the same shape."""
+
+    def batch(seed: int, lengths: Sequence[int]) -> dict[str, Tensor]:
+        ids, mask = padded(texts(lengths, seed)), padded([torch.ones(n, dtype=torch.long) for n in lengths])
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+    own, other = batch(0, (9, 3, 5, 6)), batch(1, (7, 9, 8, 9))
+    shifted = nn.functional.pad(own["labels"], (0, 1), value=-100)[..., 1:].reshape(-1)
+    for fetched in ([other], [own, other]):
+        figures = look(logits(4, 9).view(-1, V), shifted, ids=[own["input_ids"]], batches=fetched)
+        assert not figures.get("ends")
+        assert figures["padding_supervised"] == 0
+
+
 def test_rows_without_targets() -> None:
     ids = padded(texts((9, 9, 7, 2)))
     labels = ids.clone()

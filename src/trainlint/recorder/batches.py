@@ -16,8 +16,8 @@ from .loss_inputs import readable
 from .patching import ImportHooks, wrap
 from .watch import Session
 
-#: Batches that are remembered: accelerate fetches one ahead.
-BATCHES = 3
+#: Batches that are remembered: accelerate fetches one ahead, the transformers Trainer all micro-batches of a step.
+BATCHES = 9
 #: Look-ups in embeddings that are remembered: encoder and decoder, tokens and segments.
 LOOKUPS = 8
 #: Tensors of one batch, and elements of one tensor, that are remembered.

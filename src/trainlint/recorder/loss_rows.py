@@ -232,7 +232,7 @@ def _candidates(rows: Rows, lookups: list[Given], batches: list[list[Given]]) ->
     """Tensors with the same rows, cut to the target's positions; lengths (one number per row) as they are.
 
     Of the batches, the one that the target belongs to: trainers fetch several ahead. It has the target in it, or the
-    ids that an embedding looked up; where no batch has, the last one is taken.
+    ids that an embedding looked up. Where no batch has, the last one is taken if no ids tell that it is another's.
     """
     seen = [(known, x) for known in lookups if (x := _cut(rows, known)) is not None]
     told: list[tuple[Given, Any]] = []
@@ -243,7 +243,7 @@ def _candidates(rows: Rows, lookups: list[Given], batches: list[list[Given]]) ->
             for known in batch
             for ids, _ in seen
         )
-        if own or not told:
+        if own or not (told or seen):
             told = found
         if own:
             break
