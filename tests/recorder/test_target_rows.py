@@ -323,7 +323,7 @@ def test_a_mask_of_another_batch_tells_no_ends() -> None:
         ids, mask = padded(texts(lengths, seed)), padded([torch.ones(n, dtype=torch.long) for n in lengths])
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
-    own, other = batch(0, (9, 3, 5, 6)), batch(1, (7, 9, 8, 9))
+    own, other = batch(0, (9, 3, 5, 6)), batch(1, (9, 9, 8, 9))
     shifted = nn.functional.pad(own["labels"], (0, 1), value=-100)[..., 1:].reshape(-1)
     for fetched in ([other], [own, other]):
         figures = look(logits(4, 9).view(-1, V), shifted, ids=[own["input_ids"]], batches=fetched)

@@ -22,6 +22,11 @@ def local(tensor: Any) -> Any:
     return (tensor if shard is None else shard).detach()
 
 
+def emptied(tensor: Any) -> bool:
+    """Whether the memory was given back under the tensor (``untyped_storage().resize_(0)``, as FSDP does)."""
+    return bool(tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0)
+
+
 def stride_of(n: int, most: int) -> tuple[int, int]:
     """The stride, and the number of elements, of a sample of at most about ``most`` out of ``n``."""
     stride = max(1, n // most)
@@ -37,7 +42,7 @@ def sample_view(tensor: Any, most: int = SAMPLE) -> Any | None:
 
     tensor = local(tensor)
     n = tensor.numel()
-    if n == 0 or tensor.layout != torch.strided or tensor.device.type == "meta":
+    if n == 0 or tensor.layout != torch.strided or tensor.device.type == "meta" or emptied(tensor):
         return None
     stride, count = stride_of(n, most)
     if dense(tensor):
@@ -65,7 +70,7 @@ def bits(tensor: Any) -> int | None:
 
     tensor = local(tensor)
     name = _BITS.get(tensor.element_size())
-    if name is None or not dense(tensor) or tensor.is_complex() or tensor.layout != torch.strided:
+    if name is None or not dense(tensor) or tensor.is_complex() or tensor.layout != torch.strided or emptied(tensor):
         return None
     flat = torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
     return int(flat.view(getattr(torch, name)).sum(dtype=torch.int64).item())

@@ -45,6 +45,7 @@ class Modules:
         self._emitted: dict[int, dict[str, Any]] = {}
         self._program_written = False
         self._unregistered: dict[int, str] = {}
+        self._shards: dict[int, Any] = {}
         self.modes = Modes(session)
 
     def scan(self) -> None:
@@ -61,6 +62,7 @@ class Modules:
                 children.update(id(child) for child in held.values() if child is not None)
         self.roots = [m for m in found if id(m) not in children]
         self._unregistered = unregistered(found, module)
+        self._shards = shards(found)
         self.modes.forget()
         for root in self.roots:
             self._emit_root(root)
@@ -82,6 +84,7 @@ class Modules:
             for name, tensor in sub.__dict__.get("_parameters", {}).items():
                 if tensor is None:
                     continue
+                tensor = self._shards.get(id(tensor), tensor)
                 ident = self.recorder.parameters.of(tensor)
                 tensors[ident] = tensor
                 names.setdefault(ident, []).append(f"{prefix}.{name}" if prefix else name)
@@ -202,6 +205,28 @@ def unwrap(root: Any) -> tuple[Any, list[str]]:
             return root, wrappers
         wrappers.append(type(root).__name__)
         root = inner
+
+
+def shards(modules: list[Any]) -> dict[int, Any]:
+    """By id of the whole parameter that ``fully_shard`` puts in its place around forward and backward: the shard.
+
+    The shard is what optimizers hold, and what has the gradient; the whole one is emptied again.
+    """
+    out: dict[int, Any] = {}
+    for module in modules:
+        if not hasattr(type(module), "_get_fsdp_state"):
+            continue
+        try:
+            state = module._get_fsdp_state()
+            groups = getattr(state, "_fsdp_param_groups", None)  # newer torch has several
+            for group in [state._fsdp_param_group] if groups is None else groups:
+                for parameter in group.fsdp_params if group is not None else ():
+                    whole = getattr(parameter, "_unsharded_param", None)
+                    if whole is not None:
+                        out[id(whole)] = parameter.sharded_param
+        except AttributeError:
+            continue  # private to torch: without it the modules are seen as they stand
+    return out
 
 
 def unregistered(modules: list[Any], base: type) -> dict[int, str]:
