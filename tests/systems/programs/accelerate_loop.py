@@ -1,6 +1,7 @@
 """An accelerate loop with accumulation, clipping and a prepared scheduler.
 
-``--fault``: ``plain-backward`` (not divided), ``bare-scheduler`` (not prepared), ``scheduler-first``.
+``--fault``: ``plain-backward`` (not divided), ``bare-scheduler`` (not prepared), ``scheduler-first``, ``clip-late``,
+``new-head`` (after the optimizer was built), ``two-optimizers`` (that both hold the head).
 """
 
 import argparse
@@ -22,6 +23,11 @@ def main():
     loader = DataLoader(TensorDataset(x, x[:, :4].argmax(1)), batch_size=8, shuffle=True)
     model = nn.Sequential(nn.Linear(16, 64), nn.LayerNorm(64), nn.SiLU(), nn.Linear(64, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    if fault == "new-head":
+        model[3] = nn.Linear(64, 4)
+    second = None
+    if fault == "two-optimizers":
+        second = accelerator.prepare(torch.optim.SGD(model[3].parameters(), lr=1e-2))
     epochs = 3
     updates = epochs * len(loader) // accelerator.gradient_accumulation_steps
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=updates)
@@ -36,11 +42,15 @@ def main():
                     loss.backward()
                 else:
                     accelerator.backward(loss)
-                if accelerator.sync_gradients:
+                if accelerator.sync_gradients and fault != "clip-late":
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 if fault == "scheduler-first":
                     scheduler.step()
                 optimizer.step()
+                if second is not None:
+                    second.step()
+                if accelerator.sync_gradients and fault == "clip-late":
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 if fault != "scheduler-first":
                     scheduler.step()
                 optimizer.zero_grad()

@@ -1,4 +1,8 @@
-"""A GAN with two optimizers. ``--fault``: ``generator-zeroed`` (cleared between backward and step)."""
+"""A GAN with two optimizers.
+
+``--fault``: ``generator-zeroed`` (cleared between backward and step), ``sigmoid`` (before a loss that has its own),
+``generator-cut-off`` (its images are detached in its own turn too).
+"""
 
 import argparse
 
@@ -17,6 +21,8 @@ generator = nn.Sequential(
 discriminator = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(256, 1))
 opt_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
 opt_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+if fault == "sigmoid":
+    discriminator.append(nn.Sigmoid())
 criterion = nn.BCEWithLogitsLoss()
 for _ in range(3):
     for (real,) in loader:
@@ -28,7 +34,8 @@ for _ in range(3):
         opt_d.step()
 
         generator.zero_grad()
-        criterion(discriminator(fake), torch.ones(n, 1)).backward()
+        shown = fake.detach() if fault == "generator-cut-off" else fake
+        criterion(discriminator(shown), torch.ones(n, 1)).backward()
         if fault == "generator-zeroed":
             opt_g.zero_grad()
         opt_g.step()

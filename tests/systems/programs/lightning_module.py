@@ -1,6 +1,7 @@
 """A Lightning module, automatic or manual optimization, logging its rate.
 
-``--fault``: ``head-left-out``, ``epoch-cadence``, ``undivided`` (manual), ``zeroed`` (manual).
+``--fault``: ``head-left-out``, ``epoch-cadence``, ``double-softmax``, ``gradients-kept``, ``validated-in-training``,
+``eval-at-epoch-end``; with ``--manual``: ``undivided``, ``zeroed``, ``clip-late``.
 """
 
 import argparse
@@ -24,17 +25,21 @@ class Net(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        loss = nn.functional.cross_entropy(self.head(self.body(x)), y)
+        scores = self.head(self.body(x))
+        loss = nn.functional.cross_entropy(scores.softmax(-1) if self.fault == "double-softmax" else scores, y)
         self.log("train_loss", loss)
         if self.automatic_optimization:
             return loss
         optimizer = self.optimizers()
         self.manual_backward(loss if self.fault == "undivided" else loss / self.every)
         if (batch_idx + 1) % self.every == 0:
-            self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+            if self.fault != "clip-late":
+                self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
             if self.fault == "zeroed":
                 optimizer.zero_grad()
             optimizer.step()
+            if self.fault == "clip-late":
+                self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
             optimizer.zero_grad()
             self.lr_schedulers().step()
         return None
@@ -42,6 +47,20 @@ class Net(L.LightningModule):
     def validation_step(self, batch, batch_idx):
         x, y = batch
         self.log("val_loss", nn.functional.cross_entropy(self.head(self.body(x)), y))
+
+    def optimizer_zero_grad(self, *args):
+        if self.fault != "gradients-kept":
+            super().optimizer_zero_grad(*args)
+
+    def on_validation_model_eval(self):
+        if self.fault != "validated-in-training":
+            super().on_validation_model_eval()
+
+    def on_train_epoch_end(self):
+        if self.fault == "eval-at-epoch-end":
+            self.eval()  # a look at some predictions
+            with torch.no_grad():
+                self.head(self.body(torch.zeros(1, 12)))
 
     def configure_optimizers(self):
         held = self.body if self.fault == "head-left-out" else self

@@ -1,6 +1,7 @@
 """transformers Trainer on a tiny random Llama: accumulation 4, warm-up, clipping, bf16 autocast; with LoRA if asked.
 
-``--fault`` plants one: ``embedding-left-out``, ``decay-dropped``, ``undivided``, ``schedule-twice``, ``cut-off``.
+``--fault`` plants one: ``embedding-left-out``, ``undivided``, ``schedule-twice``, ``cut-off``, ``detached``,
+``mean-of-means``, ``padding-supervised``, ``shifted-twice``.
 """
 
 import argparse
@@ -11,14 +12,25 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 
 class Tokens(torch.utils.data.Dataset):
+    """Rows of 6 to 24 tokens, filled up with token 0; the first few are a prompt that is not learned."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
     def __len__(self):
         return 1024
 
     def __getitem__(self, i):
-        ids = (torch.arange(24) * (1 + i % 7) + i) % 96
+        length = 6 + 5 * i % 19
+        ids = torch.zeros(24, dtype=torch.long)
+        ids[:length] = 1 + (torch.arange(length) * (1 + i % 7) + i * i) % 95
         labels = ids.clone()
         labels[: i % 6] = -100
-        return {"input_ids": ids, "labels": labels}
+        if self.fault != "padding-supervised":
+            labels[length:] = -100
+        if self.fault == "shifted-twice":
+            labels = torch.cat([labels[1:], torch.tensor([-100])])
+        return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
 
 
 class ScheduleTwice(TrainerCallback):
@@ -36,6 +48,24 @@ class CutOff(LlamaForCausalLM):
         # The Trainer divides nothing for a model that takes **kwargs: the tokens of the whole window are its divisor.
         loss = total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
         return {"loss": loss, "logits": logits}
+
+
+class Detached(Trainer):
+    """Rounds the loss for the log, and hands on what it rounded."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = torch.tensor(round(loss.item(), 4), requires_grad=True)
+        return (loss, outputs) if return_outputs else loss
+
+
+class MeanOfMeans(Trainer):
+    """The mean of each micro-batch over the number of them, as it was right before num_items_in_batch."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = outputs.loss / self.args.gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
 
 
 class Undivided(Trainer):
@@ -70,9 +100,11 @@ def main():
     if options.fault == "embedding-left-out":
         chosen = [p for n, p in model.named_parameters() if p.requires_grad and "embed_tokens" not in n]
         optimizers = (torch.optim.AdamW(chosen, lr=args.learning_rate, weight_decay=args.weight_decay), None)
-    trainer_class = Undivided if options.fault == "undivided" else Trainer
+    changed = {"undivided": Undivided, "detached": Detached, "mean-of-means": MeanOfMeans}
     callbacks = [ScheduleTwice()] if options.fault == "schedule-twice" else []
-    trainer_class(model=model, args=args, train_dataset=Tokens(), optimizers=optimizers, callbacks=callbacks).train()
+    changed.get(options.fault, Trainer)(
+        model=model, args=args, train_dataset=Tokens(options.fault), optimizers=optimizers, callbacks=callbacks
+    ).train()
 
 
 if __name__ == "__main__":

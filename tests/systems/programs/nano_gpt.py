@@ -1,9 +1,13 @@
 """In the manner of nanoGPT: rates by hand through param_groups, no scheduler object, batches without a DataLoader.
 
-``--fault``: ``undivided``, ``late-norm-left-out``, ``zero-each-micro-step``.
+An average of the weights is kept and evaluated now and then.
+
+``--fault``: ``undivided``, ``late-norm-left-out``, ``zero-each-micro-step``, ``clip-first``, ``average-of-itself``
+(averaged with its own weights), ``trained-in-eval`` (the estimate of the loss leaves eval mode).
 """
 
 import argparse
+import copy
 import math
 
 import numpy as np
@@ -36,6 +40,7 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width, bias=False)
+        self.drop = nn.Dropout(0.1)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x):
@@ -43,7 +48,7 @@ class Block(nn.Module):
         q, k, v = self.attn(self.ln_1(x)).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, c)
         x = x + self.proj(y)
-        return x + self.mlp(self.ln_2(x))
+        return x + self.drop(self.mlp(self.ln_2(x)))
 
 
 class GPT(nn.Module):
@@ -70,7 +75,23 @@ def get_lr(it):
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (learning_rate - min_lr)
 
 
+def update_average():
+    source = average if options.fault == "average-of-itself" else model
+    with torch.no_grad():
+        for kept, now in zip(average.parameters(), source.parameters(), strict=True):
+            kept.lerp_(now, 0.05)
+
+
+@torch.no_grad()
+def estimate_loss():
+    average.eval()
+    if options.fault == "trained-in-eval":
+        model.eval()
+    return sum(average(*get_batch())[1].item() for _ in range(2)) / 2
+
+
 model = GPT()
+average = copy.deepcopy(model).requires_grad_(False)
 held = {n: p for n, p in model.named_parameters() if options.fault != "late-norm-left-out" or "ln_f" not in n}
 groups = [{"params": [p for p in held.values() if p.dim() >= 2], "weight_decay": 0.1},
           {"params": [p for p in held.values() if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
@@ -79,8 +100,12 @@ if options.compile:
     model = torch.compile(model, backend="aot_eager")
 X, Y = get_batch()
 for iter_num in range(max_iters + 1):
+    if iter_num % 50 == 0:
+        print(f"iter {iter_num}: loss of the average {estimate_loss():.4f}")
     for group in optimizer.param_groups:
         group["lr"] = get_lr(iter_num)
+    if options.fault == "clip-first":
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for _ in range(gradient_accumulation_steps):
         if options.fault == "zero-each-micro-step":
             optimizer.zero_grad(set_to_none=True)
@@ -90,8 +115,8 @@ for iter_num in range(max_iters + 1):
                 loss = loss / gradient_accumulation_steps
         X, Y = get_batch()
         loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if options.fault != "clip-first":
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if iter_num % 50 == 0:
-        print(f"iter {iter_num}: loss {loss.item():.4f}")
+    update_average()
