@@ -110,6 +110,11 @@ def test_tensors_without_a_gradient() -> None:
     assert "2 tensors without any gradient" in finding.message
 
 
+def test_where_no_gradient_arrives_at_all_clipping_is_not_why() -> None:
+    nothing = {0: None, 1: None}
+    assert not findings(check, loop(lambda r, o: clip(r.batch().backward(), norm=0.0, had=0).step(o, gradient=nothing)))
+
+
 def test_a_network_whose_turn_it_is_not() -> None:
     run = Run()
     d = run.optimizer("Adam", run.module("D", NET))
