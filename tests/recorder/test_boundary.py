@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from watching import watch
+from recorder.watching import watch
 
 from trainlint.recording.boundary import evaluation_batches, steps_in_next_epoch
 from trainlint.recording.schema import BatchFetched, Boundary, ModeChanged, OptimizerStep, Recording, SchedulerStep

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from watching import watch
+from recorder.watching import watch
 
 from trainlint.recording.boundary import evaluation_batches, steps_in_next_epoch
 from trainlint.recording.codec import load

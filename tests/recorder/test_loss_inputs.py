@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from recorder.watching import watch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from watching import watch
 
 from trainlint.recorder import loss_inputs
 from trainlint.recorder.loss_graph import origin, outer_difference
