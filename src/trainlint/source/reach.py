@@ -11,6 +11,8 @@ from trainlint.source.project import Project
 
 #: Files followed from a script, and files of a project looked at when no script is known.
 _MOST_FILES = 1500
+#: Folders looked into when no script is known.
+_MOST_FOLDERS = 2000
 #: Folders that hold no code of the project's own.
 _NOT_OWN = frozenset(
     ("node_modules", "site-packages", "dist-packages", "venv", "env", "build", "dist", "outputs", "wandb", "mlruns",
@@ -78,7 +80,7 @@ def imported_files(scripts: Iterable[str], project: Project) -> tuple[str, ...]:
 def project_files(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """The project's own Python files below a folder; hidden folders, environments, tests and outputs are left out."""
     out: list[str] = []
-    for here, folders, files in os.walk(os.path.abspath(folder)):
+    for seen, (here, folders, files) in enumerate(os.walk(os.path.abspath(folder))):
         folders[:] = sorted(
             f
             for f in folders
@@ -87,6 +89,6 @@ def project_files(folder: str | os.PathLike[str]) -> tuple[str, ...]:
             and not os.path.exists(os.path.join(here, f, "pyvenv.cfg"))
         )
         out += [os.path.join(here, f) for f in sorted(files) if f.endswith(".py")]
-        if len(out) >= _MOST_FILES:
+        if len(out) >= _MOST_FILES or seen >= _MOST_FOLDERS:
             break
     return tuple(out[:_MOST_FILES])
