@@ -39,9 +39,10 @@ def broadcast_in_the_loss(run: Recording) -> Iterator[Finding]:
     ## When it may be wrong
     Pairs are meant where both sides have the same number of dimensions ((N, 1, D) against (1, M, D)), where the sizes
     differ, or where both operands are predictions (ranking and contrastive losses, kernels, distance matrices): not
-    reported. With `reduction="none"` the matrix may be what is wanted: a warning. Absolute differences over all pairs
-    are a term of energy distances: reported only where nothing else is in the loss. A difference inside torch.compile
-    or behind other functions than a square or an absolute value is not seen.
+    reported. With `reduction="none"` the matrix may be what is wanted, and so may squared differences beside other
+    terms (a distance between distributions): warnings. Absolute differences over all pairs are a term of energy
+    distances: reported only where nothing else is in the loss. A difference inside torch.compile or behind other
+    functions than a square or an absolute value is not seen.
 
     ## References
     torch documentation, "Broadcasting semantics"; the warning of `torch.nn.functional.mse_loss`.
@@ -100,6 +101,8 @@ def _written_by_hand(events: list[OuterDifference]) -> Finding:
         at=event.at,
         evidence={"operand_shape": list(event.operand_shape), "shape": list(event.shape), "backwards": len(events)},
         fix=_fix(event.operand_shape, (n,) if len(event.operand_shape) > 1 else (n, 1)),
+        # Beside other terms it may be one of a distance between distributions, which compares all pairs on purpose.
+        severity=None if all(e.alone for e in events) else Severity.WARNING,
         about="by hand",
     )
 

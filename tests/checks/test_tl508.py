@@ -68,6 +68,10 @@ def test_absolute_differences_may_be_a_term() -> None:
     assert findings(check, by_hand(power="absolute", alone=False)) == []
 
 
+def test_squares_beside_other_terms_may_be_a_distance_between_distributions() -> None:
+    assert only(check, by_hand(alone=False))[0] == "warning"
+
+
 def test_what_was_not_seen_is_said() -> None:
     with pytest.raises(NotObserved):
         findings(check, Run())
