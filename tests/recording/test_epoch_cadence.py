@@ -93,6 +93,21 @@ def test_the_call_of_a_step_left_over_is_no_call_of_the_epoch() -> None:
     assert seen(crossed).text == "called once per optimizer step"
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_calls_before_the_steps_own_are_no_calls_of_the_epoch(more: int) -> None:
+    run = watched(0)
+    for _ in range(3):
+        run.batch().backward().sched().step()
+    crossed = Crossed(run)
+    run.backward().sched().step()  # on a batch that was read ahead
+    for _ in range(more):
+        run.sched()
+    crossed.next_epoch()
+    for _ in range(2):
+        run.batch().backward().sched().step()
+    assert seen(crossed).calls_per_step == pytest.approx(1 + more / 50)
+
+
 def test_every_fourth_step_falling_on_a_step_left_over_proves_nothing() -> None:
     run = watched()
     crossed = Crossed(run)

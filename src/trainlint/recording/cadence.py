@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainlint.recording.boundary import between_epochs
-from trainlint.recording.schema import BatchFetched, OptimizerStep, Recording, ScalerEvent, Scheduler, SchedulerStep
+from trainlint.recording.schema import (
+    Backward,
+    BatchFetched,
+    OptimizerStep,
+    Recording,
+    ScalerEvent,
+    Scheduler,
+    SchedulerStep,
+)
 from trainlint.recording.timeline import attempts_of, of_kind, steps_per_epoch
 
 
@@ -90,10 +98,13 @@ class Crossing:
     certain: bool
     #: Between the first two steps of the next epoch.
     in_next: int
+    #: Of the calls at the end those between the next epoch's first step and its backward: called before the step.
+    with_step: int = 0
 
     def extra(self, per_step: int) -> int:
         """Calls at the end beyond those of the last step, for a scheduler that is called at every step."""
-        return max(self.at_the_end - per_step * self.left_over, 0) if self.in_next == per_step else 0
+        own = per_step * self.left_over + self.with_step
+        return max(self.at_the_end - own, 0) if self.in_next == per_step else 0
 
 
 def _crossing(recording: Recording, scheduler: Scheduler, optimizer: int) -> Crossing | None:
@@ -118,7 +129,9 @@ def _crossing(recording: Recording, scheduler: Scheduler, optimizer: int) -> Cro
         other = [e.seq for e in boundary.events if isinstance(e, BatchFetched) and e.loader not in training]
         # An evaluation in between, or the next epoch's data: the loop over the batches was over.
         certain = any(since < o < at_the_end[0] for o in other) or at_the_end[0] > (boundary.next_epoch or first)
-    return Crossing(len(at_the_end), left_over, certain, sum(1 for c in calls if first < c < later[0]))
+    backward = max((e.seq for e in boundary.events if isinstance(e, Backward) and last < e.seq < first), default=first)
+    with_step = sum(1 for c in at_the_end if c > backward)
+    return Crossing(len(at_the_end), left_over, certain, sum(1 for c in calls if first < c < later[0]), with_step)
 
 
 def _at_the_end(recording: Recording, seen: Crossing, steps: int, epoch: int | None, before_first: int) -> Cadence:
