@@ -206,7 +206,14 @@ class Calls(Libraries):
         found = cls.method("__init__")
         if found is not None:
             holder, node = found
-            self.call_routine(Routine(node, self.class_scope(holder), made, holder), given)
+            # Building a module computes at most: like a forward, it neither steps nor clears.
+            if not self.inside:
+                self.floor = len(self.active)
+            self.inside += kind == "module"
+            try:
+                self.call_routine(Routine(node, self.class_scope(holder), made, holder), given)
+            finally:
+                self.inside -= kind == "module"
         elif kind == "instance":
             made.attributes.update(given.named)
             for field, value in zip(annotated_fields(cls.node), given.positional, strict=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from trainlint.source.values import (
     Items,
     Parameters,
     ProjectClass,
+    Routine,
     Scope,
     Tensor,
     Thing,
@@ -34,6 +36,10 @@ _LOOKED_AT = 200
 
 #: Of a forward only what its result is made by matters: calls in it are not followed deeper than this.
 FORWARD_DEPTH = 4
+
+
+#: Attributes by which code gets at gradients.
+_ACTS = frozenset(("backward", "zero_grad", "grad", "step", "manual_backward", "autograd"))
 
 
 class Exhausted(Exception):
@@ -119,8 +125,8 @@ class Events:
                     loss = loss or (found.loss and found.attached is not False)
                 elif isinstance(found, Parameters):
                     on += found.of
-                else:
-                    routine = True
+                elif isinstance(found, Routine):
+                    routine = routine or acts(found.node)
         if on or loss or routine:
             self.emit("opaque", node, on, name=name, loss=loss, routine=routine)
 
@@ -182,6 +188,16 @@ class Events:
 
 
 _NOTHING = object()
+
+
+@functools.cache
+def acts(function: ast.AST) -> bool:
+    """Whether a function mentions what could make, use or clear gradients."""
+    return any(
+        (isinstance(n, ast.Attribute) and (n.attr in _ACTS or "optim" in n.attr))
+        or (isinstance(n, ast.Name) and "optim" in n.id.lower())
+        for n in ast.walk(function)
+    )
 
 
 def joined_tensors(tensors: list[Tensor], all_tensors: bool) -> Tensor:

@@ -336,7 +336,7 @@ class Methods(Events):
         if name in ("clip_grad_norm_", "clip_grad_value_"):
             self.clip(given, via=owner.name)
             return Unknown()
-        if name == "step":
+        if name == "step" and not given.positional:
             self.emit("opaque", given.node, (), name=f"{owner.name}.step", stepping=True)
             return Unknown()
         if name.endswith("_") and ".grad" in f".{owner.name}.":
