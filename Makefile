@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TORCH  := $(shell grep '^torch==' constraints.txt)
 CODE   := src checks tests benchmarks examples
+PROGRAMS := tests/fixtures tests/properties
 
 .PHONY: help env demo test lint types unit systems fixtures build clean
 
@@ -45,12 +46,15 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# The programs that are checked whole run beside the rest of the tests; what they came to is shown last.
 unit: $(STAMP)
-	$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(PROGRAMS) > $(VENV)/programs.log 2>&1 & beside=$$!; \
+	  $(BIN)/python -m pytest -q $(addprefix --ignore=,$(PROGRAMS)); rest=$$?; \
+	  wait $$beside; programs=$$?; cat $(VENV)/programs.log; exit $$((rest || programs))
 
 # The proof of every check: each bad program gives exactly its findings, each good one none.
 fixtures: $(STAMP)
-	$(BIN)/python -m pytest -q tests/checks
+	$(BIN)/python -m pytest -q tests/fixtures
 
 systems: $(STAMP)
 	$(BIN)/python -m pytest -q -m systems
