@@ -182,6 +182,7 @@ class Events:
             k: v for k, v in first.details.items() if all(t.details.get(k, _NOTHING) == v for t in things[1:])
         }
         made.details["alternatives"] = tuple(t.number for t in things)
+        made.details["foreign"] = any(t.made is not None or t.details.get("foreign") for t in things)
         if len({id(t.made) for t in things}) == 1:
             made.made, made.attributes, made.parts = first.made, first.attributes, first.parts
         return made

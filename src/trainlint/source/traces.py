@@ -274,7 +274,7 @@ def _details(thing: Thing, parts: dict[int, list[Thing]]) -> dict[str, Plain]:
         out["lightning"] = bool(thing.made is not None and thing.made.is_a("LightningModule"))
     if thing.kind in ("optimizer", "scheduler"):
         # Of a class of the project: what its step does is its own.
-        out["foreign"] = thing.made is not None
+        out["foreign"] = thing.made is not None or bool(thing.details.get("foreign"))
     return out
 
 
