@@ -149,7 +149,7 @@ def test_a_program_that_is_not_there(project: Path) -> None:
 
 def test_a_program_that_hangs_is_ended(project: Path) -> None:
     (project / "crash.py").write_text("import time\nwhile True: time.sleep(0.1)\n")
-    done = check(project, "--timeout", "2", "--", sys.executable, "crash.py")
+    done = check(project, "--timeout", "5", "--", sys.executable, "crash.py")
     assert done.returncode == 2
     assert "--timeout" in done.stdout
     assert "crash.py:2" in done.stdout
