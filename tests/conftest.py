@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,3 +20,8 @@ def no_dangling_links() -> Iterator[None]:
     for link in Path(tempfile.gettempdir()).glob("tl-*"):
         if link.is_symlink() and not link.exists():
             link.unlink(missing_ok=True)
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send to a program.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
