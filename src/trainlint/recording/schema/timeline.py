@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Union
+from typing import ClassVar, Union, get_args
 
 from trainlint.recording.schema.basics import SourceLine
 from trainlint.recording.schema.losses import LossCall, OuterDifference, TargetRows
@@ -346,26 +346,4 @@ Event = Union[
     SeedSet,
 ]
 
-EVENT_TYPES: Mapping[str, type] = {
-    cls.kind: cls
-    for cls in (
-        BatchFetched,
-        ModeChanged,
-        ModeState,
-        DropoutCall,
-        Forward,
-        AutocastEntered,
-        LossCall,
-        OuterDifference,
-        Backward,
-        ZeroGrad,
-        Clip,
-        ScalerEvent,
-        OptimizerStep,
-        SchedulerStep,
-        StateLoaded,
-        FileEvent,
-        Logged,
-        SeedSet,
-    )
-}
+EVENT_TYPES: Mapping[str, type] = {cls.kind: cls for cls in get_args(Event)}
