@@ -72,7 +72,7 @@ def accumulation_not_divided(run: Recording) -> Iterator[Finding]:
         raise NotObserved("no optimizer step was seen; raise --timeout or --steps")
     several = False
     for optimizer in run.optimizers:
-        found, judged = [], 0
+        found, judged, doubtful = [], 0, 0
         for interval in timeline.intervals(optimizer.id):
             backwards = interval.backwards()
             if not backwards:
@@ -80,11 +80,14 @@ def accumulation_not_divided(run: Recording) -> Iterator[Finding]:
             judged += 1
             several = several or len(backwards) > 1
             window = _undivided(run, interval, backwards, optimizer)
-            if window is not None:
+            if window is not None and window.reaches_more:
+                doubtful += 1
+            elif window is not None:
                 found.append(window)
         # One interval that looks so may be special (a warm-up pass before the loop); all of them are the loop. A last,
-        # shorter window is still one of them.
-        if found and len(found) == judged and any(w.told for w in found):
+        # shorter window is still one of them. One in which a later backward reached more parameters may be of another
+        # loss: it counts for nothing beside one that is none.
+        if found and len(found) + doubtful == judged and any(w.told for w in found):
             yield _finding(run, optimizer, found)
     if not several:
         raise NotApplicable("one backward per optimizer step: nothing is accumulated")
@@ -102,6 +105,8 @@ class _Window:
     measured: bool
     #: The divisor was read from the graph (not concluded from equal values).
     from_graph: bool
+    #: A later backward reached parameters that no earlier one did.
+    reaches_more: bool
 
 
 def _undivided(
@@ -127,7 +132,9 @@ def _undivided(
     rescaled = _rescaled(interval, backwards)
     if rescaled:
         return None
-    return _Window(interval, backwards, batches.fetched, batches.told, rescaled is not None, from_graph)
+    return _Window(
+        interval, backwards, batches.fetched, batches.told, rescaled is not None, from_graph, batches.reaches_more
+    )
 
 
 def _equals_its_loss(interval: Interval, previous: Backward | None, backward: Backward) -> bool:

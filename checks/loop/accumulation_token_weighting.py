@@ -59,7 +59,7 @@ def accumulation_token_weighting(run: Recording) -> Iterator[Finding]:
         uneven = []
         for interval in timeline.intervals(optimizer.id):
             batches = micro_batches(run, interval, optimizer)
-            if batches is None or not batches.told:
+            if batches is None or batches.reaches_more or not batches.told:
                 continue
             windows += 1
             parts = supervision(interval, batches.backwards)

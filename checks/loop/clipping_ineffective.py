@@ -296,7 +296,7 @@ def _every_micro_batch(run: Recording, timeline: Timeline, site: ClipSite, sites
             own = [c for c in site.calls if c.optimizer.id == each.id]
             calls = [c for c in own if interval.after < c.clip.seq < interval.step.seq]
             batches = micro_batches(run, interval, each)
-            if batches is None or not batches.told or len(calls) != len(batches.backwards):
+            if batches is None or batches.reaches_more or not batches.told or len(calls) != len(batches.backwards):
                 continue
             weight = 1.0
             for call in calls[:-1]:

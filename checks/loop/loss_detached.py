@@ -93,9 +93,11 @@ def loss_detached(run: Recording) -> Iterator[Finding]:
                 yield leaf
     if found:
         return
-    for finding in _cut_from_optimizers(run):
-        found = True
-        yield finding
+    cut = [_cut_before_any_step(run, backwards)] if died and not _stepped(run) else _cut_from_optimizers(run)
+    for finding in cut:
+        found = found or finding is not None
+        if finding is not None:
+            yield finding
     if not found and all(b.reaches_parameters is None and not b.gradients_changed for b in backwards):
         raise NotObserved("the graphs of the losses could not be followed (compiled, too large, or custom functions)")
 
@@ -143,7 +145,7 @@ def _leaf(run: Recording, backwards: Sequence[Backward]) -> Finding | None:
     """Every backward of a line is called on a leaf; ``None`` when that does no harm as far as was seen."""
     last = backwards[-1]
     values = {b.value for b in backwards if b.value is not None}
-    empty, stepped = _empty_steps(run), any(isinstance(e, OptimizerStep) for e in run.events)
+    empty, stepped = _empty_steps(run), _stepped(run)
     severity: Severity | None = None
     if empty is not None:
         effect = (
@@ -176,6 +178,18 @@ def _leaf(run: Recording, backwards: Sequence[Backward]) -> Finding | None:
     )
 
 
+def _stepped(run: Recording) -> bool:
+    return any(isinstance(e, OptimizerStep) for e in run.events)
+
+
+def _cut_before_any_step(run: Recording, backwards: Sequence[Backward]) -> Finding | None:
+    """The program died before its first step, and none of its backwards had led to a parameter."""
+    if not all(_leads_nowhere(b) for b in backwards):
+        return None
+    constant = {b.value for b in backwards} == {0.0}
+    return _cut(run, backwards, "the program died before its first optimizer step", 0, sure=not constant)
+
+
 def _cut_from_optimizers(run: Recording) -> Iterator[Finding]:
     """Backwards with a graph that leads to no parameter, and steps that find nothing."""
     timeline = Timeline(run)
@@ -192,7 +206,8 @@ def _cut_from_optimizers(run: Recording) -> Iterator[Finding]:
                 cut.append((interval, own))
         # One batch without targets is no fault of the loop.
         if cut and len(cut) == judged:
-            yield _cut(run, optimizer, cut)
+            found_none = f"{plural(len(cut), 'step')} of {name_optimizer(optimizer)} found none"
+            yield _cut(run, [b for _, own in cut for b in own], found_none, len(cut))
 
 
 def _own(interval: Interval, optimizer: Optimizer) -> list[Backward]:
@@ -208,8 +223,7 @@ def _leads_nowhere(backward: Backward) -> bool:
     return settled and backward.gradients_changed == 0 and backward.raised is None
 
 
-def _cut(run: Recording, optimizer: Optimizer, cut: Sequence[tuple[Interval, list[Backward]]]) -> Finding:
-    backwards = [b for _, own in cut for b in own]
+def _cut(run: Recording, backwards: Sequence[Backward], then: str, steps: int, *, sure: bool = True) -> Finding:
     last = backwards[-1]
     cause = _cause(run, last)
     hidden = next((b.hidden for b in backwards if b.hidden), "")
@@ -217,8 +231,7 @@ def _cut(run: Recording, optimizer: Optimizer, cut: Sequence[tuple[Interval, lis
     through = f" It runs through {hidden}, which may hold a graph of its own." if hidden else ""
     return _finding(
         f"The loss given to backward ({_line(last.at)}) is not connected to any trainable parameter: its graph ends "
-        f"in {ends}. No gradient changed in {plural(len(backwards), 'backward')}, and {plural(len(cut), 'step')} of "
-        f"{name_optimizer(optimizer)} found none.{through} {cause.text}",
+        f"in {ends}. No gradient changed in {plural(len(backwards), 'backward')}, and {then}.{through} {cause.text}",
         last,
         cause,
         {
@@ -226,10 +239,10 @@ def _cut(run: Recording, optimizer: Optimizer, cut: Sequence[tuple[Interval, lis
             "backwards": len(backwards),
             "leaves": last.leaves,
             "hidden": hidden or None,
-            "steps_without_gradient": len(cut),
+            "steps_without_gradient": steps,
             "value": last.value,
         },
-        severity=Severity.WARNING if hidden else None,
+        severity=Severity.WARNING if hidden or not sure else None,
     )
 
 

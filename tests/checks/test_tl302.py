@@ -133,6 +133,24 @@ def test_a_custom_function_may_hold_the_graph() -> None:
     assert "CheckpointFunctionBackward" in finding.message
 
 
+@pytest.mark.parametrize(("value", "severity"), [(0.7, "error"), (0.0, "warning")])
+def test_a_program_that_died_before_its_first_step(value: float, severity: str) -> None:
+    run, _ = program()
+    run.backward(40, value=value, **CUT).backward(40, value=value, **CUT)
+    error = "RuntimeError: Expected !nested_tensorlist[0].empty() to be true"
+    found, finding = only(loss_detached, run, ending=Ending("exit", 1, error=error))
+    assert found == severity
+    assert (
+        "No gradient changed in 2 backwards, and the program died before its first optimizer step." in finding.message
+    )
+
+
+def test_a_program_that_died_of_something_else() -> None:
+    run, _ = program()
+    run.backward(40, **CUT).backward(40, **WHOLE)
+    assert not findings(loss_detached, run, ending=Ending("exit", 1, error="RuntimeError: out of memory"))
+
+
 def test_a_program_that_died_of_it_is_explained() -> None:
     run, adam = program()
     run.backward(40, **WHOLE).step(adam)

@@ -119,6 +119,17 @@ def test_several_losses_of_one_batch_from_several_lines() -> None:
     assert findings(check, run) == []
 
 
+@pytest.mark.parametrize(("doubtful", "expected"), [(1, "error"), (3, "")])
+def test_an_experts_first_turn_within_a_window_speaks_for_neither(doubtful: int, expected: str) -> None:
+    run = Run()
+    adam = run.optimizer("AdamW", run.module("Net", NET))
+    run.loader(100)
+    for window in range(3):
+        run.batch().backward(10, new_gradients=2)
+        run.batch().backward(10, new_gradients=1 if window < doubtful else 0).step(adam).zero(adam)
+    assert [severity for severity, _ in findings(check, run)] == ([expected] if expected else [])
+
+
 @pytest.mark.parametrize("feed", ["same input", "loaders", "nothing"])
 def test_backwards_that_are_not_micro_batches(feed: str) -> None:
     assert findings(check, accumulate(feed=feed)) == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as lrs
 from trainlint.checks.schedule.logged_lr_is_not_the_lr import logged_lr_is_not_the_lr
@@ -158,6 +158,7 @@ def judged(run: Run) -> list[tuple[str, Finding]]:
 
 @settings(max_examples=150, deadline=None)
 @given(loops, st.sampled_from(sorted(SIZED)), st.sampled_from(["step", "epoch", "batch"]))
+@example(Loop(batches=3, epochs=3, micro=2, groups=1, watched=2), "one cycle", "batch")
 def test_no_finding_where_the_length_counts_the_calls(loop: Loop, name: str, when: str) -> None:
     calls = {"step": loop.steps, "epoch": loop.epochs, "batch": loop.epochs * loop.batches}[when]
     found = judged(loop.run(SIZED[name], calls, when))

@@ -30,6 +30,8 @@ class Recipe:
     loader: str
     evaluation: bool
     ema: bool
+    #: Of clipping by norm.
+    threshold: float = 1.0
     fault: str = ""
 
     @property
@@ -290,8 +292,10 @@ FAULTS = {
     "never zeroed": Fault("TL304", "error", _with(accumulation=1)),
     "eval mode": Fault("TL305", "warning", _with(evaluation=False)),
     "left in eval": Fault("TL305", "error", _with(evaluation=True, loader="loader", accumulation=1)),
-    "undivided": Fault("TL306", "error", _task("classes", "huber", "binary", accumulation=4, loader="loader")),
-    "clip after step": Fault("TL308", "error", _with(clip="norm")),
+    "undivided": Fault(
+        "TL306", "error", _task("classes", "huber", "binary", accumulation=4, loader="loader", clip="none")
+    ),
+    "clip after step": Fault("TL308", "error", _with(clip="norm", threshold=1e-3)),
     "scheduler per epoch": Fault("TL402", "error", _with(schedule="cosine", loader="loader", evaluation=False)),
     "double softmax": Fault("TL501", "error", _task("classes", "smoothed")),
     "sigmoid first": Fault("TL502", "error", _task("binary", "labels")),
@@ -317,6 +321,9 @@ def write(r: Recipe) -> str:
     lr = 0.01 if "sgd" in r.optimizer else 0.001
     model = LANGUAGE_MODEL.format(tie="self.head.weight = self.tokens.weight" if r.seed % 2 and words else "pass")
     model = model if words else MODELS[r.model]
+    if r.task == "padded tokens" and r.accumulation > 1:
+        # A mean of its own for each micro-batch would weigh their tokens differently.
+        loss = loss.replace("ignore_index=0)", 'ignore_index=0, reduction="sum") / (BATCH * 8)')
     if fault == "double softmax":
         loss = loss.replace("{out}", "{out}.softmax(-1)")
     elif fault == "sigmoid first":
@@ -434,7 +441,7 @@ def _batch(r: Recipe, loss: str, stepped: str) -> list[str]:
     step: list[str] = []
     clip = {
         "none": [],
-        "norm": ["nn.utils.clip_grad_norm_(model.parameters(), 1.0)"],
+        "norm": [f"nn.utils.clip_grad_norm_(model.parameters(), {r.threshold})"],
         "value": ["nn.utils.clip_grad_value_(model.parameters(), 0.5)"],
     }[r.clip]
     if r.scaler and clip:

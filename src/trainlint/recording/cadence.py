@@ -16,7 +16,7 @@ from trainlint.recording.schema import (
     Scheduler,
     SchedulerStep,
 )
-from trainlint.recording.timeline import attempts_of, of_kind, steps_per_epoch
+from trainlint.recording.timeline import attempts_of, of_kind, steps_per_epoch, training_loader
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,33 @@ def cadence(recording: Recording, scheduler: Scheduler, optimizer: int) -> Caden
         if crossing is not None and not later:
             return _at_the_end(recording, crossing, len(steps), epoch, before_first)
         return _unseen(len(steps), epoch, before_first, bool(positions))
+    window = _calls_per_window(recording, calls, steps, epoch)
+    if window is not None:
+        text = f"called at every micro-batch ({window:.3g} times per optimizer step)"
+        return Cadence("step", text, window, before_first, observed=True)
     if all(gap == gaps[0] for gap in gaps):
         return _each(gaps[0], before_first, crossing.extra(gaps[0]) if crossing is not None else 0, epoch)
     if max(gaps) == 1:
         return _every(later, len(steps), epoch, before_first)
     mean = sum(gaps) / len(gaps)
     return Cadence("step", f"called {mean:.3g} times per optimizer step on average", mean, before_first, observed=True)
+
+
+def _calls_per_window(
+    recording: Recording, calls: Sequence[int], steps: Sequence[int], epoch: int | None
+) -> float | None:
+    """Calls per step of a scheduler called once after every micro-batch, where windows of several lengths were seen.
+
+    ``None`` for any other scheduler, and where one length was seen between all steps: then the gaps say it themselves.
+    """
+    backwards = [e.seq for e in of_kind(recording, Backward) if e.seq < steps[-1]]
+    between = [sum(1 for c in calls if low < c < high) for low, high in itertools.pairwise(backwards)]
+    windows = [sum(1 for b in backwards if low < b < high) for low, high in itertools.pairwise([0, *steps])]
+    if any(n != 1 for n in between) or max(windows) < 2 or len(set(windows)) == 1:
+        return None
+    loader = training_loader(recording)
+    batches = recording.plan.batches_per_epoch or (loader.batches if loader is not None else None)
+    return batches / epoch if batches and epoch else float(max(windows))
 
 
 @dataclass(frozen=True)

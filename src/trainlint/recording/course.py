@@ -157,9 +157,15 @@ class ScheduleOnRun:
         return self.epochs * self.batches if self.epochs and self.batches else None
 
     @property
+    def batches_per_step(self) -> float | None:
+        """Training batches per optimizer step over an epoch, its last, shorter group included."""
+        return self.batches / self.steps_per_epoch if self.batches and self.steps_per_epoch else None
+
+    @property
     def called_at_every_batch(self) -> bool:
         """Whether it is called once per micro-batch under accumulation."""
-        return self.micro > 1 and self.cadence.kind == "step" and self.cadence.calls_per_step == self.micro
+        per_step, whole = self.cadence.calls_per_step, self.batches_per_step
+        return self.micro > 1 and self.cadence.kind == "step" and per_step in (self.micro, whole)
 
     @property
     def pace(self) -> str:

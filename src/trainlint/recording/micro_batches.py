@@ -22,6 +22,8 @@ class MicroBatches:
     fetched: bool
     #: The micro-batches are known to differ.
     told: bool
+    #: A later one reached parameters that no earlier one did: an expert's turn, or the loss of another task.
+    reaches_more: bool = False
 
 
 def micro_batches(run: Recording, interval: Interval, optimizer: Optimizer) -> MicroBatches | None:
@@ -48,13 +50,12 @@ def micro_batches(run: Recording, interval: Interval, optimizer: Optimizer) -> M
         loaders.update(e.loader for e in own)
         if len(own) == 1 and own[0].fingerprint is not None and own[0].fingerprint == _batch_before(interval, a):
             return None  # the same samples again: views or repeats of one batch
-    if any(b.new_gradients for b in backwards[1:]):
-        return None  # a later backward reaches parameters that an earlier one did not: another loss
     if not fetched and _window_fetched_first(interval, backwards):
         fetched = told = True
     if len(loaders) > 1:
         return None  # one batch from each of several loaders: tasks or domains, whose losses are meant to add up
-    return MicroBatches(tuple(backwards), fetched, told or fetched)
+    more = any(b.new_gradients for b in backwards[1:])
+    return MicroBatches(tuple(backwards), fetched, told or fetched, more)
 
 
 def _window_fetched_first(interval: Interval, backwards: Sequence[Backward]) -> bool:
