@@ -5,8 +5,9 @@ on disk. Payloads carry the field names of :mod:`trainlint.recording.schema`; ``
 together. Tags: ``program``, ``plan`` (partial objects, later lines update earlier), ``root``, ``parameter``,
 ``optimizer``, ``scheduler``, ``loader`` (by ``id``, last wins), ``framework`` (by ``name``, last wins), ``event``,
 ``event_value`` (fills fields of an earlier event), ``dropped``, ``measure``, ``outsiders``, ``second_moment``,
-``config``, ``prevented``, ``problem``, ``mark``, ``boundary`` (partial, later lines update earlier; what follows the
-first with ``began`` belongs to the epoch boundary).
+``config``, ``prevented``, ``problem``, ``mark``; ``provenance``, ``adapters``, ``replay``, ``numerics``, ``samples``,
+``costs`` (partial: lists grow, other fields are replaced); ``boundary`` (partial, later lines update earlier; what
+follows the first with ``began`` belongs to the epoch boundary).
 """
 
 from __future__ import annotations

@@ -27,8 +27,11 @@ _KEYED = {
 _FROM_FRAMEWORK = ("interval", "frequency", "monitor", "steps_per_call")
 
 
+#: Tags of the parts of a Recording that are written piece by piece: lists grow, other fields are replaced.
+_PIECEWISE = ("provenance", "adapters", "replay", "numerics", "samples", "costs")
+
 #: Tags of what holds for the whole run, whenever it was written: how keys were read, what was prevented, what failed.
-_WHOLE = frozenset(("config", "prevented", "problem", "shadow"))
+_WHOLE = frozenset(("config", "prevented", "problem", "shadow", *_PIECEWISE))
 
 
 @dataclass
@@ -170,6 +173,8 @@ def assemble_process(process: Process) -> dict[str, Any]:
             dropped.update(payload)
         elif tag in ("config", "outsiders"):
             single[tag] = payload
+        elif tag in _PIECEWISE:
+            _add_to(single.setdefault(tag, {}), payload)
     for number, settings in scheduler_settings.items():
         scheduler = keyed["scheduler"].get(number)
         if scheduler is not None:
@@ -269,6 +274,14 @@ def _mark_training_loaders(loaders: list[dict[str, Any]], events: dict[int, dict
             training.add(current)
     for loader in loaders:
         loader["training"] = loader["id"] in training
+
+
+def _add_to(part: dict[str, Any], piece: dict[str, Any]) -> None:
+    for name, value in piece.items():
+        if isinstance(value, list) and isinstance(part.get(name), list):
+            part[name] = [*part[name], *value]
+        else:
+            part[name] = value
 
 
 def last(items: Iterable[Any]) -> Any:

@@ -16,11 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from trainlint.recording.schema.adapters import Adapters
 from trainlint.recording.schema.basics import (
     Scalar,
     SourceLine,
     Value,
 )
+from trainlint.recording.schema.costs import Costs
+from trainlint.recording.schema.experiments import Experiment
 from trainlint.recording.schema.losses import (
     LossCall,
     LossGradient,
@@ -53,6 +56,7 @@ from trainlint.recording.schema.model import (
     Submodule,
     TrainingLoops,
 )
+from trainlint.recording.schema.numerics import Numerics
 from trainlint.recording.schema.program import (
     ConfigFacts,
     ConfigKey,
@@ -69,6 +73,9 @@ from trainlint.recording.schema.program import (
     SourceObject,
     SourceTrace,
 )
+from trainlint.recording.schema.provenance import Provenance
+from trainlint.recording.schema.replay import Replay
+from trainlint.recording.schema.samples import Samples
 from trainlint.recording.schema.timeline import (
     EVENT_TYPES,
     AutocastEntered,
@@ -94,6 +101,7 @@ from trainlint.recording.schema.timeline import (
 __all__ = [
     "EVENT_TYPES",
     "SCHEMA",
+    "Adapters",
     "AutocastEntered",
     "Backward",
     "BatchFetched",
@@ -103,10 +111,12 @@ __all__ = [
     "ConfigFacts",
     "ConfigKey",
     "ConfigRead",
+    "Costs",
     "CurvePoint",
     "DropoutCall",
     "Ending",
     "Event",
+    "Experiment",
     "FileEvent",
     "Forward",
     "Framework",
@@ -124,6 +134,7 @@ __all__ = [
     "ModeState",
     "NameMention",
     "NameRead",
+    "Numerics",
     "Optimizer",
     "OptimizerStep",
     "OuterDifference",
@@ -134,9 +145,12 @@ __all__ = [
     "Prevented",
     "Problem",
     "Program",
+    "Provenance",
     "RateAssignment",
     "Recording",
+    "Replay",
     "RootModule",
+    "Samples",
     "Scalar",
     "ScalerEvent",
     "Scheduler",
@@ -215,7 +229,15 @@ class Recording:
     outsiders: Outsiders | None = None
     second_moments: tuple[SecondMoment, ...] = ()
     shadows: tuple[Shadow, ...] = ()
+    provenance: Provenance | None = None
+    adapters: Adapters | None = None
+    replay: Replay | None = None
+    numerics: Numerics | None = None
+    samples: Samples | None = None
+    costs: Costs | None = None
     boundary: Boundary | None = None
+    #: Made on request, after this recording; each in a child of its own.
+    experiments: tuple[Experiment, ...] = ()
     prevented: tuple[Prevented, ...] = ()
     created_files: int = 0
     problems: tuple[Problem, ...] = ()

@@ -1,0 +1,1 @@
+"""Data: what the loaders deliver, and whether samples stay apart."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: where weights came from, what is frozen, adapters, what is saved."""

@@ -1,0 +1,1 @@
+"""Numbers: update sizes, rounding, loss scale, activations, values that are not finite."""
