@@ -16,7 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainlint.recording.schema.adapters import Adapters
+from trainlint.recording.schema.adapters import (
+    AdaptedModel,
+    Adapters,
+    AdapterSite,
+    AdapterTarget,
+    GradientCut,
+    Save,
+)
 from trainlint.recording.schema.basics import (
     Scalar,
     SourceLine,
@@ -101,6 +108,9 @@ from trainlint.recording.schema.timeline import (
 __all__ = [
     "EVENT_TYPES",
     "SCHEMA",
+    "AdaptedModel",
+    "AdapterSite",
+    "AdapterTarget",
     "Adapters",
     "AutocastEntered",
     "Backward",
@@ -120,6 +130,7 @@ __all__ = [
     "FileEvent",
     "Forward",
     "Framework",
+    "GradientCut",
     "Loader",
     "Logged",
     "Loop",
@@ -151,6 +162,7 @@ __all__ = [
     "Replay",
     "RootModule",
     "Samples",
+    "Save",
     "Scalar",
     "ScalerEvent",
     "Scheduler",
