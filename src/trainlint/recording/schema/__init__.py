@@ -63,7 +63,14 @@ from trainlint.recording.schema.model import (
     Submodule,
     TrainingLoops,
 )
-from trainlint.recording.schema.numerics import Numerics
+from trainlint.recording.schema.numerics import (
+    HalfGradients,
+    Numerics,
+    RoundedUpdates,
+    Scaler,
+    ScalerState,
+    UnwrittenTensors,
+)
 from trainlint.recording.schema.program import (
     ConfigFacts,
     ConfigKey,
@@ -131,6 +138,7 @@ __all__ = [
     "Forward",
     "Framework",
     "GradientCut",
+    "HalfGradients",
     "Loader",
     "Logged",
     "Loop",
@@ -161,10 +169,13 @@ __all__ = [
     "Recording",
     "Replay",
     "RootModule",
+    "RoundedUpdates",
     "Samples",
     "Save",
     "Scalar",
+    "Scaler",
     "ScalerEvent",
+    "ScalerState",
     "Scheduler",
     "SchedulerStep",
     "SecondMoment",
@@ -181,6 +192,7 @@ __all__ = [
     "Submodule",
     "TargetRows",
     "TrainingLoops",
+    "UnwrittenTensors",
     "Value",
     "ZeroGrad",
 ]
