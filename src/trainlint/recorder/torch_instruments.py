@@ -25,6 +25,9 @@ PARTS = (
     "amp",
     "checkpoints",
     "shadows",
+    "adapters",
+    "saves",
+    "gradient_path",
 )
 
 OLDEST = (2, 6)

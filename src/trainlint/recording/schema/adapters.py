@@ -47,7 +47,7 @@ class AdaptedModel:
     modules_to_save: tuple[str, ...] = ()
     inference_mode: bool | None = None
     sites: tuple[AdapterSite, ...] = ()
-    #: Tensors of the adapters, of the copies in modules_to_save, the weights that adapters sit on, and all tensors below
+    #: Tensors of the adapters, of the copies in modules_to_save, the weights that adapters sit on, and all tensors of
     #: the model.
     parameters: tuple[int, ...] = ()
     extra: tuple[int, ...] = ()
@@ -63,8 +63,8 @@ class AdaptedModel:
     saved: tuple[int, ...] | None = None
     not_saved_because: str = ""
     drifting_norms: tuple[str, ...] = ()
-    #: How many values its input embedding has, and whether its save would look for the base model's on a hub.
-    embedding_rows: int | None = None
+    #: Its save would ask a hub how large the base model's vocabulary was, to tell whether embeddings are to be saved.
+    vocabulary_unknown: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""What is saved: which tensors of the known modules a call of ``torch.save`` or safetensors holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .adapters import place
+from .checkpoints import path_of
+from .core import Recorder
+from .patching import ImportHooks, around, wrap
+from .watch import Session
+
+#: Saves that are looked into, and objects looked at in one.
+SAVES = 16
+ITEMS = 50_000
+
+
+class Saves:
+    """The saves of one process, from the first backward on."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.recorder: Recorder = session.recorder
+        self._looked = 0
+
+    def saved(self, obj: Any, file: Any, function: str) -> None:
+        known = self.session.modules.parameters
+        if not known or self._looked >= SAVES:
+            return
+        named, optimizer_state = contents(obj)
+        if not named:
+            return
+        self._looked += 1
+        by_place = {place(t) for _, t in named}
+        # A copy (moved to the CPU, an average) is known by its name and shape.
+        by_name = {(name, tuple(t.shape)) for name, t in named}
+        held = [number for number, parameter in known.items() if place(parameter) in by_place]
+        for root in self.session.modules.roots:
+            for name, parameter in root.named_parameters():
+                number = self.recorder.parameters.get(parameter)
+                if number is not None and any((end, tuple(parameter.shape)) in by_name for end in tails(name)):
+                    held.append(number)
+        if held:
+            self.recorder.emit(
+                "adapters",
+                {
+                    "saves": [
+                        {
+                            "function": function,
+                            "path": path_of(file) or "",
+                            "parameters": sorted(set(held)),
+                            "optimizer_state": optimizer_state,
+                            "at": self.recorder.user_line(),
+                        }
+                    ]
+                },
+            )
+
+
+def tails(name: str) -> list[str]:
+    """A name and what is left of it without its first parts, down to two: ``encoder.fc.weight``, ``fc.weight``."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(max(1, len(parts) - 1))]
+
+
+def contents(obj: Any) -> tuple[list[tuple[str, Any]], bool]:
+    """Tensors in nested containers and modules with their keys, those of optimizer states left out."""
+    import torch
+
+    found: list[tuple[str, Any]] = []
+    optimizer_state, looked = False, 0
+    stack: list[tuple[str, Any]] = [("", obj)]
+    while stack and looked < ITEMS:
+        name, item = stack.pop()
+        looked += 1
+        if isinstance(item, torch.Tensor):
+            if item.layout == torch.strided and item.device.type != "meta":
+                found.append((name, item))
+        elif isinstance(item, torch.nn.Module):
+            stack.extend(item.named_parameters())
+        elif isinstance(item, dict):
+            if "param_groups" in item and "state" in item:
+                optimizer_state = True
+                continue
+            stack.extend((str(k), v) for k, v in item.items())
+        elif isinstance(item, (list, tuple)):
+            stack.extend((name, v) for v in item)
+    return found, optimizer_state
+
+
+def install(session: Session, hooks: ImportHooks) -> None:
+    import torch
+
+    saves = Saves(session)
+    recorder = session.recorder
+    look = recorder.quiet(saves.saved)
+
+    def note(function: str) -> Any:
+        def before(obj: Any, f: Any = None, *args: Any, **kwargs: Any) -> None:
+            look(obj, kwargs.get("filename", f), function)
+
+        return before
+
+    wrap(torch, "save", around(before=note("torch.save")))
+
+    def on_safetensors(module: Any) -> None:
+        for name in ("save_file", "save_model"):
+            wrap(module, name, around(before=note(f"safetensors.{name}")))
+
+    hooks.on_import("safetensors.torch", on_safetensors)
