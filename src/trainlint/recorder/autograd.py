@@ -214,18 +214,24 @@ def install(session: Session, hooks: ImportHooks) -> None:
             if torch.compiler.is_compiling() or getattr(running, "inside", False):
                 return original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
             session.activity()
+            costs = session.costs
+            costs.backward_begins(tensors)
             begun = begins(tensors, grad_tensors, retain_graph, create_graph)
+            costs.enter("backward")
             running.inside = True
             try:
                 result = original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
             except Exception as error:
+                costs.failed()
                 if begun is not None:
                     raised(begun[0], error)
                 raise
             finally:
                 running.inside = False
+            costs.backward_ended()
             if begun is not None:
                 ended(*begun)
+            costs.leave()
             return result
 
         return backward

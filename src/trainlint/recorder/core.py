@@ -148,6 +148,14 @@ class Identities:
         return number
 
 
+class _Busy(threading.local):
+    """Of one thread: whether an instrument is at work, since when, and the seconds that instruments took so far."""
+
+    on = False
+    since = 0.0
+    spent = 0.0
+
+
 class Recorder:
     """Everything the instruments share in one process."""
 
@@ -164,7 +172,7 @@ class Recorder:
         self._problems: set[str] = set()
         #: What is known of the run's length so far (``plan`` lines).
         self.plan: dict[str, Any] = {}
-        self._busy = threading.local()
+        self._busy = _Busy()
         self._later: list[tuple[int, Callable[[Any], dict[str, Any]], Any]] = []
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.stream.after_fork)
@@ -248,33 +256,49 @@ class Recorder:
 
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if getattr(self._busy, "on", False):
+            busy = self._busy
+            if busy.on:
                 return None
-            self._busy.on = True
+            busy.on = True
+            busy.since = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             except Exception as error:
                 self.problem(getattr(function, "__qualname__", str(function)), error)
                 return None
             finally:
-                self._busy.on = False
+                busy.on = False
+                busy.spent += time.perf_counter() - busy.since
 
         return guarded  # type: ignore[return-value]
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """For the recorder's own work outside :meth:`quiet`: the instruments ignore the calls it makes."""
-        before = self.busy
-        self._busy.on = True
+        busy, before = self._busy, self._busy.on
+        if not before:
+            busy.since = time.perf_counter()
+        busy.on = True
         try:
             yield
         finally:
-            self._busy.on = before
+            busy.on = before
+            if not before:
+                busy.spent += time.perf_counter() - busy.since
 
     @property
     def busy(self) -> bool:
         """An instrument is at work in this thread: calls it makes are not the user's."""
-        return getattr(self._busy, "on", False)
+        return self._busy.on
+
+    def own_seconds(self) -> float:
+        """Seconds that the instruments have taken in this thread."""
+        return self._busy.spent
+
+    def program_seconds(self) -> float:
+        """A clock for this thread that stands still while an instrument is at work."""
+        busy = self._busy
+        return (busy.since if busy.on else time.perf_counter()) - busy.spent
 
     # -- where the user's code is
 

@@ -143,11 +143,17 @@ def install(session: Session, hooks: ImportHooks) -> None:
         def advance(self: Any) -> Any:
             if runs_dry(self):
                 raise StopIteration
+            costs = session.costs
+            costs.pause()
+            costs.enter("data")
             try:
                 batch = original(self)
             except StopIteration:
                 exhausted(self)
                 raise
+            finally:
+                costs.pause()
+                costs.leave()
             fetched(self, batch)
             return batch
 
@@ -198,6 +204,7 @@ class ForwardHook:
         tensor = first_tensor(list(args)) if args else None
         if tensor is None:
             tensor = first_tensor(dict(kwargs))
+        self.session.costs.forward_begins()
         self.session.inputs.fetched({**{f"argument {i} of the model": x for i, x in enumerate(args)}, **kwargs})
         self.recorder.event(
             "forward",

@@ -8,6 +8,8 @@ memory.
 from __future__ import annotations
 
 import math
+import os
+import sys
 from typing import Any
 
 #: Elements sampled per parameter.
@@ -194,11 +196,49 @@ def peak_memory() -> int | None:
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
+    return process_memory()[1]
+
+
+def device_memory(device: Any) -> tuple[int | None, int | None]:
+    """Bytes that torch's allocator has given out on a CUDA device now, and the most so far.
+
+    Read, not reset: the program may reset the most for a measurement of its own.
+    """
+    import torch
+
+    allocated = torch.cuda.memory_stats_as_nested_dict(device).get("allocated_bytes", {}).get("all", {})
+    return allocated.get("current"), allocated.get("peak")
+
+
+def reserved_memory(device: Any) -> int:
+    """The most bytes that torch's allocator has taken from a CUDA device."""
+    import torch
+
+    return int(torch.cuda.max_memory_reserved(device))
+
+
+def process_memory() -> tuple[int | None, int | None]:
+    """Bytes of resident memory of this process now, and the most so far.
+
+    The most could be reset through ``/proc/self/clear_refs``, under the eyes of a program that reads it: it is not.
+    """
     try:
         import resource
-        import sys
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if sys.platform == "darwin" else peak * 1024)
-    except Exception:
-        return None
+    except ImportError:
+        return None, None
+    if sys.platform == "darwin":
+        return None, int(peak)
+    try:
+        handle = os.open("/proc/self/statm", os.O_RDONLY)
+        try:
+            current = int(os.read(handle, 128).split()[1]) * _PAGE
+        finally:
+            os.close(handle)
+    except (OSError, ValueError, IndexError):
+        return None, int(peak) * 1024
+    return current, int(peak) * 1024
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096

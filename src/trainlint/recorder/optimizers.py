@@ -275,6 +275,7 @@ class Optimizers:
         for payload in self._tracing(watched.moments.after, optimizer) or ():
             self.recorder.emit("second_moment", payload)
         self.recorder.flush_later()
+        self.session.costs.stepped(watched.number, watched.steps - 1)
         self.session.stepped(watched.number)
 
     def _unchanged(
@@ -386,19 +387,26 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     @recorder.quiet
     def step_begins(self: Any, args: Any, kwargs: Any) -> Any:
+        costs = session.costs
+        costs.pause()
         closure = kwargs.get("closure")
         position = None
         if closure is None and len(args) > 1 and callable(args[1]):
             closure, position = args[1], 1
         optimizers.before(self, closure is not None)
+        watched = optimizers.of(self)
+        costs.enter("optimizer", watched.number)
         if closure is None:
             return None
-        watched = optimizers.of(self)
         counted: Callable[[], None] = recorder.quiet(lambda: optimizers.closure_returned(watched))
 
         def counting(*a: Any, **k: Any) -> Any:
+            costs.pause()
+            costs.enter(None)
             result = closure(*a, **k)
+            costs.pause()
             counted()
+            costs.leave()
             return result
 
         if position is None:
@@ -407,7 +415,9 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     @recorder.quiet
     def step_ended(self: Any, args: Any, kwargs: Any) -> None:
+        session.costs.pause()
         optimizers.after(self)
+        session.costs.leave()
 
     disabled: dict[Any, Any] = {}
 

@@ -12,6 +12,7 @@ from typing import Any
 from . import config_access
 from .boundary import Boundary
 from .core import Recorder
+from .costs import Costs
 
 #: A program whose optimizers step at different rates (a GAN's critic) is watched until the slowest has made its steps,
 #: but no longer than this many times the wanted steps of the fastest.
@@ -40,6 +41,9 @@ class Session:
         #: Called once when the wanted steps were made, to write what is only known then.
         self.closers: list[Callable[[], None]] = []
         self._closed = False
+        #: Time and memory of the steps.
+        self.costs = Costs(self)
+        self.closers.append(self.costs.close)
         #: Set by the instruments that others ask: ``modules.Modules``, ``optimizers.Optimizers``.
         self.modules: Any = None
         self.optimizers: Any = None
