@@ -115,6 +115,8 @@ class WatchOptions:
     backward_cap: int = 200
     #: After the steps, have the training data run dry and watch the end of the epoch and the first steps of the next.
     boundary: bool = True
+    #: Not an ordinary watch: an experiment, as JSON for the recorder.
+    experiment: str = field(default="", repr=False)
     #: Further config files whose reading is tracked.
     configs: tuple[Path, ...] = ()
     #: Values that must not appear in what is kept of the program's output.

@@ -85,6 +85,7 @@ def _environment(
         started=started,
         started_ns=folder.started_ns,
         boundary=options.boundary,
+        experiment=options.experiment,
     )
     env.update(told.to_environment())
     env["PYTHONPATH"] = os.pathsep.join(p for p in (str(BOOTSTRAP), env.get("PYTHONPATH", "")) if p)

@@ -26,6 +26,17 @@ INSTRUMENTS: tuple[tuple[str, str | None], ...] = (
     ("seeds", None),
 )
 
+#: The same for an experiment, which follows the loss and changes how the program trains; what guards its surroundings
+#: stays as it is.
+EXPERIMENT: tuple[tuple[str, str | None], ...] = (
+    ("process", None),
+    ("where", None),
+    ("files", None),
+    ("trackers", None),
+    ("experiment", "torch"),
+    ("experiment_trainers", None),
+)
+
 recorder: Recorder | None = None
 hooks: ImportHooks | None = None
 
@@ -41,7 +52,7 @@ def arm() -> Recorder | None:
     recorder = Recorder(settings)
     hooks = ImportHooks(recorder.problem)
     sys.meta_path.insert(0, hooks)
-    for name, needs in INSTRUMENTS:
+    for name, needs in EXPERIMENT if settings.experiment else INSTRUMENTS:
         if needs is None:
             _install(name)
         else:

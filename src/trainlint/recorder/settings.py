@@ -31,6 +31,8 @@ class Settings:
     started_ns: int = 0
     #: Cross the end of the epoch after the wanted steps.
     boundary: bool = True
+    #: What to do instead of watching, as JSON (``recorder/experiment.py``); empty for an ordinary watch.
+    experiment: str = ""
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] | None = None) -> Settings | None:
@@ -49,6 +51,7 @@ class Settings:
             started=float(env.get(PREFIX + "STARTED", "0")),
             started_ns=int(env.get(PREFIX + "STARTED_NS", "0")),
             boundary=env.get(PREFIX + "BOUNDARY", "1") != "0",
+            experiment=env.get(PREFIX + "EXPERIMENT", ""),
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -63,4 +66,5 @@ class Settings:
             PREFIX + "STARTED": repr(self.started),
             PREFIX + "STARTED_NS": str(self.started_ns),
             PREFIX + "BOUNDARY": "1" if self.boundary else "0",
+            PREFIX + "EXPERIMENT": self.experiment,
         }

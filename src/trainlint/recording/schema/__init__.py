@@ -30,7 +30,7 @@ from trainlint.recording.schema.basics import (
     Value,
 )
 from trainlint.recording.schema.costs import Costs
-from trainlint.recording.schema.experiments import Experiment
+from trainlint.recording.schema.experiments import Experiment, ExperimentCurve, ExperimentLoss, ExperimentPoint
 from trainlint.recording.schema.losses import (
     LossCall,
     LossGradient,
@@ -134,6 +134,9 @@ __all__ = [
     "Ending",
     "Event",
     "Experiment",
+    "ExperimentCurve",
+    "ExperimentLoss",
+    "ExperimentPoint",
     "FileEvent",
     "Forward",
     "Framework",
