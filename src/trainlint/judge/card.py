@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainlint.judge import card_curves, card_loop, card_schedule
+from trainlint.judge import card_costs, card_curves, card_loop, card_schedule
 from trainlint.judge.configured import Configured, any_close, value_text
 from trainlint.judge.locate import Locator
 from trainlint.judge.scrub import clean_command
@@ -63,6 +63,8 @@ def build_card(
         "loss": card_loop.losses(recording, _at(locator)),
         "resume": card_loop.resume(recording, locator),
         "logging": card_loop.logging(recording, wanted),
+        "time": card_costs.time(recording),
+        "memory": card_costs.memory(recording),
     }
     trained = any(isinstance(event, (Backward, OptimizerStep)) for event in recording.events)
     for name, (lines, values) in parts.items():

@@ -74,7 +74,7 @@ class RunCard:
     """What this run will really do. ``sections`` maps the fixed names of the JSON report to lines.
 
     Names: ``launch``, ``device``, ``model``, ``optimizers``, ``schedule``, ``precision``, ``accumulation``,
-    ``clipping``, ``batches``, ``loss``, ``resume``, ``logging``, ``length``.
+    ``clipping``, ``batches``, ``loss``, ``resume``, ``logging``, ``length``, ``time``, ``memory``.
     """
 
     sections: Mapping[str, tuple[CardLine, ...]] = field(default_factory=dict)

@@ -29,7 +29,7 @@ from trainlint.recording.schema.basics import (
     SourceLine,
     Value,
 )
-from trainlint.recording.schema.costs import Costs
+from trainlint.recording.schema.costs import Costs, PhaseMemory, StepCost
 from trainlint.recording.schema.experiments import Experiment, ExperimentCurve, ExperimentLoss, ExperimentPoint
 from trainlint.recording.schema.losses import (
     LossCall,
@@ -163,6 +163,7 @@ __all__ = [
     "Outsiders",
     "ParamGroup",
     "Parameter",
+    "PhaseMemory",
     "Plan",
     "Prevented",
     "Problem",
@@ -191,6 +192,7 @@ __all__ = [
     "SourceObject",
     "SourceTrace",
     "StateLoaded",
+    "StepCost",
     "StepMeasurement",
     "Submodule",
     "TargetRows",
