@@ -11,9 +11,11 @@ from trainlint.recording.describe import (
     by_module,
     lines_of,
     name_optimizer,
+    place,
     plural,
     trainable_weights,
 )
+from trainlint.recording.gradient_cuts import cuts_of, proven_cuts
 from trainlint.recording.intervals import Timeline, clears
 from trainlint.recording.membership import stale_optimizers
 from trainlint.recording.schema import Optimizer, Parameter
@@ -49,7 +51,8 @@ def params_without_gradient(run: Recording) -> Iterator[Finding]:
     have one at the first steps, rightly. Conditional computation is told apart by its siblings: when a parallel
     module with the same tensors gets a gradient in some steps and not in others, or when members of an alternative
     set (experts, heads, adapters, the entries of a `ModuleDict`) do get gradients, the idle ones are taken for not
-    chosen.
+    chosen. Where the cut itself was seen (`no_grad`, a `detach`), its line is named; what nobody can have meant to
+    cut off (adapters, reentrant checkpointing) is left to TL606.
 
     ## What to do
     Find where the module's output leaves the graph: `loss.grad_fn` and `output.requires_grad` right after the module
@@ -73,6 +76,8 @@ def params_without_gradient(run: Recording) -> Iterator[Finding]:
     partly = _sometimes(timeline)
     # Tensors of a module that another has replaced are TL203's story.
     outdated = {p.id for stale in stale_optimizers(run) for p in stale.held}
+    # What is cut off and cannot be meant to be is TL606's.
+    outdated.update(p.id for found in proven_cuts(run) for p in found.parameters)
     for optimizer in run.optimizers:
         if measured[optimizer.id] < _STEPS:
             continue
@@ -211,11 +216,12 @@ def _finding(
     others = len(live)
     where = "in the same steps" if within else "of the same backwards, all in other optimizers: this one trains nothing"
     subject = "It is" if len(tensors) == 1 else "They are"
+    cut = _cut(run, tensors)
     return Finding(
         f"No gradient reached these parameters in {plural(steps, 'step')} of {name_optimizer(optimizer)}: "
         f"{lines_of(groups, total)}. {subject} trainable and in the optimizer; "
         f"{plural(others, 'other tensor')} did get "
-        f"gradients {where}. Every step skips them, so they stay at their initial values.",
+        f"gradients {where}. Every step skips them, so they stay at their initial values.{cut}",
         at=ParameterName(groups[0].pattern),
         evidence={
             "parameters": [p.name for p in tensors[:50]],
@@ -231,6 +237,17 @@ def _finding(
         severity=Severity.INFO if small else None,
         about=groups[0].pattern,
     )
+
+
+def _cut(run: Recording, tensors: Sequence[Parameter]) -> str:
+    """Where the path to most of these tensors was seen to be cut; empty when that is not known."""
+    wanted = {p.id for p in tensors}
+    for found in cuts_of(run):
+        if 2 * len(wanted & {p.id for p in found.parameters}) > len(wanted):
+            where = place(found.cut.at)
+            by = f"{found.cut.function}()" if found.cut.function else found.cut.cause
+            return f" The path to them is cut by {by}{f' at {where}' if where else ''}."
+    return ""
 
 
 def _named(groups: Sequence[TensorGroup]) -> str:

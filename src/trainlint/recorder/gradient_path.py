@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import linecache
+import re
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from .core import Recorder, line_of, user_frame
@@ -26,6 +29,9 @@ CHECKPOINTS = 4096
 MODULES, STEPS, NODES = 512, 2, 100_000
 #: Calls that take a tensor out of the graph which are looked at in one watch, and nodes walked for each.
 LEAVES, BEHIND = 256, 4000
+#: The program's own frames around a call that are looked through for what switches gradients off, and its names.
+FRAMES = 12
+SWITCHES = re.compile(r"\b(no_grad|inference_mode|set_grad_enabled)\b")
 #: Key under which a module's output is marked in the metadata of its graph node.
 MARK = "trainlint_output"
 
@@ -33,9 +39,9 @@ MARK = "trainlint_output"
 class Cut:
     """One place as it is counted up."""
 
-    def __init__(self, cause: str, modules: list[Any], at: Any, function: str = "") -> None:
+    def __init__(self, cause: str, at: Any, function: str = "") -> None:
         self.cause, self.at, self.function = cause, at, function
-        self.modules = modules
+        self.modules: list[Any] = []
         self.tensors: dict[int, Any] = {}
         self.calls = 0
 
@@ -63,11 +69,11 @@ class Paths:
             return
         at = self.recorder.user_line()
         key = ("checkpoint", *(type(m).__name__ for m in modules), *((at or {}).get(k) for k in ("file", "line")))
-        self.add(key, Cut("checkpoint", [], at), modules, tensors)
+        self.add(key, Cut("checkpoint", at), modules, tensors)
+        self.cuts[key].calls += 1
 
     def add(self, key: Any, cut: Cut, modules: list[Any], tensors: dict[int, Any]) -> None:
         known = self.cuts.setdefault(key, cut)
-        known.calls += 1
         known.tensors.update(tensors)
         seen = {id(m) for m in known.modules}
         known.modules.extend(m for m in modules if id(m) not in seen)
@@ -143,7 +149,9 @@ class Passage:
         self.on = self.off = self.inference = 0
         #: Calls whose output required a gradient, and those whose output lies on a path from a loss.
         self.live = self.reached = 0
+        #: Where it was called from, and the line around that call that switches gradients off, where the source tells.
         self.at: Any = None
+        self.off_at: Any = None
 
 
 class Hook:
@@ -252,7 +260,10 @@ class Search:
         else:
             passage.off += 1
         if passage.at is None:
-            passage.at = line_of(user_frame(sys._getframe(1)))
+            frame = user_frame(sys._getframe(1))
+            passage.at = line_of(frame)
+            if not torch.is_grad_enabled():
+                passage.off_at = switched_off(frame)
 
     def _exited(self, passage: Passage, output: Any) -> None:
         import torch
@@ -343,9 +354,7 @@ class Search:
                 break
             outermost = passage
         cause = "inference_mode" if outermost.inference == outermost.calls else "no_grad"
-        cut = Cut(cause, [], outermost.at)
-        self.paths.add((cause, id(outermost.module)), cut, [outermost.module], {id(parameter): parameter})
-        cut.calls = outermost.calls
+        self._add(Cut(cause, outermost.off_at or outermost.at), outermost, parameter)
 
     def _taken_out(self, parameter: Any, chain: list[Passage]) -> None:
         """Its output had a graph, no loss led to it, and a call was seen that took something made of it out."""
@@ -357,10 +366,28 @@ class Search:
         numbers = {i for i, passage in enumerate(self._marks) if passage is chain[0]}
         for function, at, behind in self._left:
             if behind & numbers:
-                cut = Cut("leaves", [], at, function)
-                self.paths.add(("leaves", id(outermost.module)), cut, [outermost.module], {id(parameter): parameter})
-                cut.calls = outermost.calls
+                self._add(Cut("leaves", at, function), outermost, parameter)
                 return
+
+    def _add(self, cut: Cut, outermost: Passage, parameter: Any) -> None:
+        where = cut.at or {}
+        key = (cut.cause, cut.function, where.get("file"), where.get("line"))
+        self.paths.add(key, cut, [outermost.module], {id(parameter): parameter})
+        self.paths.cuts[key].calls = max(self.paths.cuts[key].calls, outermost.calls)
+
+
+def switched_off(frame: FrameType | None) -> dict[str, Any] | None:
+    """The innermost line of the program's own code, around the call in ``frame``, that switches gradients off."""
+    for _ in range(FRAMES):
+        frame = user_frame(frame)
+        if frame is None:
+            return None
+        code = frame.f_code
+        for number in range(frame.f_lineno, code.co_firstlineno - 1, -1):
+            if SWITCHES.search(linecache.getline(code.co_filename, number)):
+                return {**(line_of(frame) or {}), "line": number}
+        frame = frame.f_back
+    return None
 
 
 def marks_behind(nodes: list[Any], most: int) -> set[int]:
@@ -380,7 +407,8 @@ def marks_behind(nodes: list[Any], most: int) -> set[int]:
 
 def compiled(roots: list[Any]) -> bool:
     """Whether anything may have been compiled: hooks would have it compiled again, or would not be called."""
-    if getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", None):
+    backends = getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", {})
+    if any(backend is not None for backend in backends.values()):  # None: torch keeps its own code from being compiled
         return True
     return any(
         type(m).__name__ == "OptimizedModule"
