@@ -10,6 +10,7 @@ from itertools import pairwise
 from trainlint.contract import Finding, NotObserved, ParameterName, Recording, Severity, check
 from trainlint.recording.describe import by_module, lines_of, name_optimizer, number, plural, trainable_weights
 from trainlint.recording.intervals import Timeline
+from trainlint.recording.rounding import settled
 from trainlint.recording.schema import Optimizer, Parameter, Value
 
 #: Half the distance between neighbouring numbers, relative to their size: smaller updates round away.
@@ -44,7 +45,8 @@ def params_unmoved(run: Recording) -> Iterator[Finding]:
     a batch norm) are left out. Rates that are still rising are not
     judged by their first values when rounding explains the standstill. An optimizer that holds its first updates back
     by itself looks like this, unless it writes the rate it used into its groups (`scheduled_lr`, as schedule-free
-    methods do): more `--steps` tell. If only some tensors of a half-precision
+    methods do): more `--steps` tell. Half-precision weights whose updates round away as a whole are TL805's
+    (updates-lost-to-rounding). If only some tensors of a half-precision
     model stand still and rounding explains it, the finding is a warning.
 
     ## References
@@ -55,9 +57,11 @@ def params_unmoved(run: Recording) -> Iterator[Finding]:
         raise NotObserved("no optimizer step was measured; raise --timeout or --steps")
     parameters = {p.id: p for p in run.parameters}
     looked = False
+    rounded = settled(run)
     for optimizer in run.optimizers:
         seen = _look(optimizer, timeline, parameters)
-        still = [s for s in seen if s.still]
+        elsewhere = {i for g in optimizer.groups if (optimizer.id, g.index) in rounded for i in g.parameters}
+        still = [s for s in seen if s.still and not (s.parameter.id in elsewhere and s.half_precision)]
         looked = looked or bool(seen)
         if not still:
             continue

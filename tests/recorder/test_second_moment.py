@@ -22,7 +22,7 @@ def steps(optimizer: torch.optim.Optimizer, gradients: list[float], *, spread: f
                 p.grad = (size * noise).to(p.dtype)
         watch.before(optimizer, closure=False)
         optimizer.step()
-        payloads = watch.after(optimizer)
+        payloads = [payload for _, payload in watch.after(optimizer)]
     return payloads
 
 

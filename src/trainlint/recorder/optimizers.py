@@ -15,6 +15,7 @@ from .gradients import GradientTrace
 from .modules import dtype_name
 from .outsiders import Outsiders
 from .patching import ImportHooks, around, wrap
+from .rounding import Rounding
 from .second_moment import SecondMoments
 from .watch import Session, world_size
 
@@ -40,7 +41,8 @@ class OptimizerWatch:
         self.unscaled = False
         self.closure_calls = 0
         self.inside: dict[str, Any] | None = None
-        self.moments = SecondMoments(number)
+        #: What is measured beside it on samples of the weights and the state.
+        self.samplers = (SecondMoments(number), Rounding(number))
         #: Samples of its parameters at the first backward, to tell whether something else moves them.
         self.at_first_backward: measure.Samples | None = None
 
@@ -175,8 +177,7 @@ class Optimizers:
 
     def before(self, optimizer: Any, closure: bool) -> None:
         watched = self.of(optimizer)
-        first = not watched.described
-        if first:
+        if not watched.described:
             self.session.modules.scan()
             self.describe(watched)
         self.outsiders.begin(self.holds)
@@ -194,8 +195,9 @@ class Optimizers:
         if not closure:
             self._read_gradients(watched, inside)
         inside["samples"] = measure.Samples(parameters)
-        inside["bits"] = {n: measure.bits(p) for n, p in parameters if n in watched.suspects}
-        self._tracing(watched.moments.before, optimizer, closure)
+        inside["bits"] = measure.bits([(n, p) for n, p in parameters if n in watched.suspects])
+        for sampler in watched.samplers:
+            self._tracing(sampler.before, optimizer, closure)
         watched.closure_calls = 0
         watched.inside = inside
         inside["time"] = time.perf_counter()
@@ -272,8 +274,9 @@ class Optimizers:
             self._write_state(watched)
         watched.steps += 1
         self._tracing(watched.trace.step_ended, parameters)
-        for payload in self._tracing(watched.moments.after, optimizer) or ():
-            self.recorder.emit("second_moment", payload)
+        for sampler in watched.samplers:
+            for tag, payload in self._tracing(sampler.after, optimizer) or ():
+                self.recorder.emit(tag, payload)
         self.recorder.flush_later()
         self.session.costs.stepped(watched.number, watched.steps - 1)
         self.session.stepped(watched.number)
@@ -291,14 +294,15 @@ class Optimizers:
         moving = any(isinstance(r, (int, float)) and r > 0 for r in inside["rates"])
         exact: list[int] = []
         suspects: set[int] = set()
-        for number, parameter in parameters:
+        known = {n: total for n, total in inside["bits"].items() if total is not None and not changed.get(n, 1.0) > 0}
+        now = measure.bits([(n, p) for n, p in parameters if n in known])
+        for number, _ in parameters:
             if changed.get(number, 1.0) > 0:
                 continue
             if sizes.get(number) == numels[number]:
                 exact.append(number)
                 continue
-            known = inside["bits"].get(number)
-            if known is not None and measure.bits(parameter) == known:
+            if number in known and now[number] == known[number]:
                 exact.append(number)
             if moving and inside["gradients"] and inside["gradients"].get(number):
                 suspects.add(number)
@@ -433,48 +437,17 @@ def install(session: Session, hooks: ImportHooks) -> None:
         return found
 
     def pre_hook(self: Any, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or threading.get_ident() != session.training_thread:
+        if torch.compiler.is_compiling() or threading.get_ident() != session.training_thread or measure.capturing():
             return None
         return untraced(step_begins)(self, args, kwargs)
 
     def post_hook(self: Any, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling() and threading.get_ident() == session.training_thread:
-            untraced(step_ended)(self, args, kwargs)
+        if torch.compiler.is_compiling() or threading.get_ident() != session.training_thread or measure.capturing():
+            return
+        untraced(step_ended)(self, args, kwargs)
 
     register_optimizer_step_pre_hook(pre_hook)
     register_optimizer_step_post_hook(post_hook)
-
-    @recorder.quiet
-    def zero_before(self: Any, set_to_none: bool = True) -> Any:
-        had = sum(1 for g in self.param_groups for p in g["params"] if p.grad is not None)
-        recorder.event(
-            "zero_grad",
-            at=recorder.user_line(),
-            optimizer=optimizers.number_of(self),
-            set_to_none=bool(set_to_none),
-            had_gradients=had,
-        )
-
-    def quiet_zero(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return None if torch.compiler.is_compiling() else zero_before(self, *args, **kwargs)
-
-    wrap(base, "zero_grad", around(before=quiet_zero))
-
-    @recorder.quiet
-    def module_zero_before(self: Any, set_to_none: bool = True) -> Any:
-        had = sum(1 for p in self.parameters() if p.grad is not None)
-        recorder.event(
-            "zero_grad",
-            at=recorder.user_line(),
-            root=recorder.roots.get(self),
-            set_to_none=bool(set_to_none),
-            had_gradients=had,
-        )
-
-    def quiet_module_zero(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return None if torch.compiler.is_compiling() else module_zero_before(self, *args, **kwargs)
-
-    wrap(torch.nn.Module, "zero_grad", around(before=quiet_module_zero))
 
     def rates(self: Any) -> list[Any]:
         return [scalar(g.get("lr")) for g in self.param_groups]

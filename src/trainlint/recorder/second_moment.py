@@ -47,12 +47,16 @@ class SecondMoments:
                 sample = self.groups[index] = _Sample(optimizer, chosen)
             sample.begin(optimizer, with_gradients=not closure)
 
-    def after(self, optimizer: Any) -> list[dict[str, Any]]:
-        """One ``SecondMoment`` payload per group that was sampled."""
+    def after(self, optimizer: Any) -> list[tuple[str, dict[str, Any]]]:
+        """One ``SecondMoment`` line per group that was sampled."""
         if self.steps > STEPS:
             return []
         ended = [(i, sample.end(optimizer, optimizer.param_groups[i])) for i, sample in self.groups.items()]
-        return [{"optimizer": self.number, "group": i, **payload} for i, payload in ended if payload is not None]
+        return [
+            ("second_moment", {"optimizer": self.number, "group": i, **payload})
+            for i, payload in ended
+            if payload is not None
+        ]
 
 
 def _half_precision(optimizer: Any, group: Any, *, with_gradients: bool) -> list[Any]:
@@ -82,7 +86,7 @@ def _half_precision(optimizer: Any, group: Any, *, with_gradients: bool) -> list
     return out
 
 
-def _flat(tensor: Any) -> Any:
+def flat_sample(tensor: Any) -> Any:
     """At most about ``SAMPLE`` elements in the order of the logical index."""
     flat = local(tensor).reshape(-1)
     return flat[:: max(1, flat.numel() // SAMPLE)]
@@ -93,7 +97,7 @@ class _Sample:
 
     def __init__(self, optimizer: Any, parameters: list[Any]) -> None:
         self.parameters = parameters
-        self.sizes = [_flat(p).numel() for p in parameters]
+        self.sizes = [flat_sample(p).numel() for p in parameters]
         self.m = self._state(optimizer, "exp_avg").float()
         self.v = self._state(optimizer, "exp_avg_sq").float()
         self.weight: Any = None
@@ -109,7 +113,7 @@ class _Sample:
             state = optimizer.state.get(parameter)
             value = state.get(key) if isinstance(state, dict) else None
             usable = hasattr(value, "dtype") and local(value).numel() == local(parameter).numel()
-            parts.append(_flat(value) if usable else torch.zeros_like(_flat(parameter)))
+            parts.append(flat_sample(value) if usable else torch.zeros_like(flat_sample(parameter)))
         return torch.cat(parts)
 
     def _gradients(self, optimizer: Any) -> Any:
@@ -117,7 +121,7 @@ class _Sample:
 
         if any(p.grad is None or p.grad.layout != torch.strided for p in self.parameters):
             return None
-        gradient = torch.cat([_flat(p.grad) for p in self.parameters]).float()
+        gradient = torch.cat([flat_sample(p.grad) for p in self.parameters]).float()
         # Fused steps under a GradScaler take the scale off by themselves.
         scale = getattr(optimizer, "grad_scale", None)
         return gradient if scale is None else gradient / scale.to(gradient.device).float()
@@ -125,7 +129,7 @@ class _Sample:
     def begin(self, optimizer: Any, *, with_gradients: bool) -> None:
         import torch
 
-        self.weight = torch.cat([_flat(p) for p in self.parameters]).float()
+        self.weight = torch.cat([flat_sample(p) for p in self.parameters]).float()
         self.found = (self._state(optimizer, "exp_avg"), self._state(optimizer, "exp_avg_sq"))
         self.gradient = self._gradients(optimizer) if with_gradients else None
 

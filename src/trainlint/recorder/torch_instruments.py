@@ -14,6 +14,7 @@ from .patching import ImportHooks
 PARTS = (
     "modules",
     "optimizers",
+    "clearing",
     "autograd",
     "loops",
     "batches",
@@ -24,10 +25,12 @@ PARTS = (
     "clipping",
     "amp",
     "checkpoints",
+    "provenance",
     "shadows",
     "adapters",
     "saves",
     "gradient_path",
+    "replay",
 )
 
 OLDEST = (2, 6)

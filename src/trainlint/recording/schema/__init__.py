@@ -87,8 +87,16 @@ from trainlint.recording.schema.program import (
     SourceObject,
     SourceTrace,
 )
-from trainlint.recording.schema.provenance import Provenance
-from trainlint.recording.schema.replay import Replay
+from trainlint.recording.schema.provenance import NamedShape, NormDrift, Provenance, ShapeMismatch, WeightLoad
+from trainlint.recording.schema.replay import (
+    Distribution,
+    Mixing,
+    NonFinite,
+    Producer,
+    Replay,
+    ReplayedForward,
+    UnitUse,
+)
 from trainlint.recording.schema.samples import Samples
 from trainlint.recording.schema.timeline import (
     EVENT_TYPES,
@@ -130,6 +138,7 @@ __all__ = [
     "ConfigRead",
     "Costs",
     "CurvePoint",
+    "Distribution",
     "DropoutCall",
     "Ending",
     "Event",
@@ -150,12 +159,16 @@ __all__ = [
     "LossInput",
     "LossTarget",
     "MissingKey",
+    "Mixing",
     "ModeCall",
     "ModeChanged",
     "ModeSensitive",
     "ModeState",
     "NameMention",
     "NameRead",
+    "NamedShape",
+    "NonFinite",
+    "NormDrift",
     "Numerics",
     "Optimizer",
     "OptimizerStep",
@@ -167,11 +180,13 @@ __all__ = [
     "Plan",
     "Prevented",
     "Problem",
+    "Producer",
     "Program",
     "Provenance",
     "RateAssignment",
     "Recording",
     "Replay",
+    "ReplayedForward",
     "RootModule",
     "RoundedUpdates",
     "Samples",
@@ -185,6 +200,7 @@ __all__ = [
     "SecondMoment",
     "SeedSet",
     "Shadow",
+    "ShapeMismatch",
     "SourceBlock",
     "SourceCall",
     "SourceFacts",
@@ -197,8 +213,10 @@ __all__ = [
     "Submodule",
     "TargetRows",
     "TrainingLoops",
+    "UnitUse",
     "UnwrittenTensors",
     "Value",
+    "WeightLoad",
     "ZeroGrad",
 ]
 
