@@ -54,11 +54,6 @@ def install(session: Session, hooks: ImportHooks) -> None:
     def module_loaded(result: Any, token: Any, self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> None:
         strict = kwargs.get("strict", args[0] if args else True)
         missing = list(getattr(result, "missing_keys", []) or [])
-        if session.last_loaded is not None:
-            absent = set(missing)
-            for name, parameter in self.named_parameters():
-                if name not in absent and name in state_dict:
-                    session.modules.origins[recorder.parameters.of(parameter)] = session.last_loaded
         recorder.event(
             "state_loaded",
             at=recorder.user_line(),

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .core import Recorder
@@ -40,7 +41,9 @@ class Modules:
         #: Parameter number -> weak parameter lookups are through the tensors held here.
         self.roots: list[Any] = []
         self.parameters: dict[int, Any] = {}
+        #: File of each parameter that was loaded from one, by number, and who knows it of the roots that are found.
         self.origins: dict[int, str] = {}
+        self.origins_of: Callable[[list[Any]], dict[int, str]] | None = None
         self.gradient_seen: set[int] = set()
         self._emitted: dict[int, dict[str, Any]] = {}
         self._program_written = False
@@ -64,6 +67,11 @@ class Modules:
         self._unregistered = unregistered(found, module)
         self._shards = shards(found)
         self.modes.forget()
+        if self.origins_of is not None:
+            try:
+                self.origins.update(self.origins_of(self.roots))
+            except Exception as error:
+                self.recorder.problem("telling where weights came from", error)
         for root in self.roots:
             self._emit_root(root)
         self.write_program()
