@@ -78,11 +78,11 @@ class Inputs:
         self._lookups.clear()
 
 
-def tensors_of(batch: Any) -> list[tuple[str, Any]]:
-    """Names and tensors of up to three dimensions in a nested batch; positions are named ``batch[1]``."""
+def tensors_of(batch: Any, dimensions: int = 3) -> list[tuple[str, Any]]:
+    """Names and tensors of up to so many dimensions in a nested batch; positions are named ``batch[1]``."""
     found: list[tuple[str, Any]] = []
     for name, tensor in _walk(batch, "", 0):
-        if 1 <= tensor.ndim <= 3 and _plain(tensor):
+        if 1 <= tensor.ndim <= dimensions and _plain(tensor):
             found.append((name or "the batch", tensor))
         if len(found) == TENSORS:
             break

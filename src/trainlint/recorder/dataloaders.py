@@ -11,6 +11,7 @@ from . import loss_rows
 from .core import Recorder
 from .loss_rows import ROWS_CALLS
 from .patching import ImportHooks, around, wrap
+from .samples import Samples
 from .watch import Session
 
 
@@ -93,6 +94,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     recorder: Recorder = session.recorder
     looked_at: Counter[int] = Counter()
+    samples = Samples(session)
 
     def first_batches(loader: int) -> bool:
         looked_at[loader] += 1
@@ -106,6 +108,11 @@ def install(session: Session, hooks: ImportHooks) -> None:
         payload = {**describe(loader, number), "at": recorder.user_line()}
         passes.opened(iterator, number, payload, id(getattr(loader, "dataset", None)), session.done)
         recorder.emit("loader", payload)
+        samples.opened(iterator, loader, number)
+
+    @recorder.quiet
+    def asked(iterator: Any, index: Any) -> None:
+        samples.asked(iterator, index)
 
     def runs_dry(iterator: Any) -> bool:
         """Whether the recorder ends this pass here. Parks the program when all was seen."""
@@ -131,6 +138,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
             labels=loss_rows.of_labels(batch) if first_batches(number) else None,
         )
         passes.delivered(one, seq)
+        samples.fetched(one, seq, batch, int(tensor.shape[0]) if tensor is not None and tensor.ndim else None)
 
     def make_init(original: Any) -> Any:
         def init(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
@@ -159,6 +167,14 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
         return advance
 
+    def make_next_index(original: Any) -> Any:
+        def next_index(self: Any) -> Any:
+            index = original(self)
+            asked(self, index)
+            return index
+
+        return next_index
+
     def exhausted(iterator: Any) -> None:
         one = passes.of(iterator)
         if one is not None:
@@ -173,6 +189,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
     wrap(base, "__init__", make_init)
     wrap(base, "_reset", around(after=reset))
     wrap(base, "__next__", make_next)
+    wrap(base, "_next_index", make_next_index)
 
     _install_forward(session)
 
