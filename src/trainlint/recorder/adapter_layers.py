@@ -118,6 +118,14 @@ def _meant(module: Any, weight: Any, a: tuple[str, Any], b: tuple[str, Any]) -> 
     return zero(b[1]) or {id(a[1]), id(b[1])} <= own
 
 
+def named(layer: Layer) -> bool:
+    """Whether the names of a hand-written adapter say that it is one."""
+    own = {id(t) for t in layer.tensors}
+    return "lora" in type(layer.module).__name__.lower() or any(
+        id(p) in own and _lora(n) for n, p in layer.module.named_parameters()
+    )
+
+
 def _lora(name: str) -> bool:
     return "lora" in name.lower()
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from .adapter_layers import Layer, extra_tensors, handmade_layers, peft_layers, sites, targets
+from .adapter_layers import Layer, extra_tensors, handmade_layers, named, peft_layers, sites, targets
 from .core import Recorder
 from .modules import unwrap
 from .patching import ImportHooks, around, wrap
@@ -101,6 +101,7 @@ class Adapters:
             "name": one.name,
             "class_name": type(model).__name__,
             "library": "peft" if one.configs else "",
+            "named": bool(one.configs) or all(named(layer) for layer in one.layers),
             "method": method(config) if one.configs else "low-rank",
             "adapters": [str(name) for name in one.configs],
             "targets": targets(model, one.layers, names),

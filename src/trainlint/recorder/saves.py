@@ -58,9 +58,9 @@ class Saves:
 
 
 def tails(name: str) -> list[str]:
-    """A name and what is left of it without its first parts, down to two: ``encoder.fc.weight``, ``fc.weight``."""
+    """A name and what is left of it without its first parts: ``encoder.fc.weight``, ``fc.weight``, ``weight``."""
     parts = name.split(".")
-    return [".".join(parts[i:]) for i in range(max(1, len(parts) - 1))]
+    return [".".join(parts[i:]) for i in range(len(parts))]
 
 
 def contents(obj: Any) -> tuple[list[tuple[str, Any]], bool]:

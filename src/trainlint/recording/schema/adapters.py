@@ -37,6 +37,8 @@ class AdaptedModel:
     class_name: str = ""
     #: ``peft``, or empty for adapters written by hand, which are known by their shapes.
     library: str = ""
+    #: Their own names say that they are adapters (``lora``), or PEFT made them.
+    named: bool = False
     #: What PEFT calls it (``LORA``, ``IA3``, ``PROMPT_TUNING``); ``low-rank`` where written by hand.
     method: str = ""
     adapters: tuple[str, ...] = ()
