@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from . import measure
 from .core import Recorder
 from .graph import Paths, changed
 from .modules import dtype_name
@@ -118,7 +119,7 @@ def _constant(node: Any, name: str) -> float | None:
         return None
     if isinstance(saved, (int, float)):
         return float(saved)
-    return float(saved.item()) if getattr(saved, "numel", lambda: 0)() == 1 else None
+    return measure.scale.of(saved) if getattr(saved, "numel", lambda: 0)() == 1 else None
 
 
 def install(session: Session, hooks: ImportHooks) -> None:
@@ -211,7 +212,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
             **k: Any,
         ) -> Any:
             # Reentrant checkpointing calls backward inside backward: that is not another one of the program's.
-            if torch.compiler.is_compiling() or getattr(running, "inside", False):
+            if torch.compiler.is_compiling() or getattr(running, "inside", False) or measure.capturing():
                 return original(tensors, grad_tensors, retain_graph, create_graph, *a, **k)
             session.activity()
             costs = session.costs

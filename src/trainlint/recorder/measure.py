@@ -7,6 +7,7 @@ memory.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -66,16 +67,30 @@ def dense(tensor: Any) -> bool:
     return True
 
 
-def bits(tensor: Any) -> int | None:
-    """Sum of the tensor's bits as integers: two tensors that differ in one element never agree."""
+def bits(tensors: list[tuple[int, Any]]) -> dict[int, int | None]:
+    """Sum of each tensor's bits as integers: two tensors that differ in one element never agree.
+
+    One transfer per device; ``None`` where the bits cannot be summed.
+    """
     import torch
 
-    tensor = local(tensor)
-    name = _BITS.get(tensor.element_size())
-    if name is None or not dense(tensor) or tensor.is_complex() or tensor.layout != torch.strided or emptied(tensor):
-        return None
-    flat = torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
-    return int(flat.view(getattr(torch, name)).sum(dtype=torch.int64).item())
+    out: dict[int, int | None] = {}
+    sums: dict[Any, list[tuple[int, Any]]] = {}
+    for number, tensor in tensors:
+        tensor = local(tensor)
+        out[number] = None
+        name = _BITS.get(tensor.element_size())
+        if name is None or not dense(tensor) or tensor.is_complex() or tensor.layout != torch.strided:
+            continue
+        if tensor.device.type == "meta" or emptied(tensor):
+            continue
+        flat = torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
+        total = flat.view(getattr(torch, name)).sum(dtype=torch.int64)
+        sums.setdefault(tensor.device, []).append((number, total))
+    for items in sums.values():
+        values = torch.stack([total for _, total in items]).tolist()
+        out.update(zip([n for n, _ in items], values, strict=True))
+    return out
 
 
 class Samples:
@@ -152,11 +167,53 @@ def segment_sums(values: Any, sizes: list[int]) -> list[float]:
 
     if values.numel() != sum(sizes):  # complex numbers were unfolded
         sizes = [2 * s for s in sizes]
-    index = torch.repeat_interleave(
-        torch.arange(len(sizes), device=values.device), torch.tensor(sizes, device=values.device)
-    )
+    index = _segments(tuple(sizes), values.device)
     out = torch.zeros(len(sizes), dtype=values.dtype, device=values.device)
     return [float(x) for x in out.index_add_(0, index, values).tolist()]
+
+
+@functools.lru_cache(maxsize=32)
+def _segments(sizes: tuple[int, ...], device: Any) -> Any:
+    """For each element of a flat tensor the number of its stretch; moved to the device once."""
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured, of which nothing here may become a part, and which nothing may ask."""
+    import torch
+
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+
+
+class Number:
+    """The value of a one-element tensor that is asked for again and again (a GradScaler's scale).
+
+    A device is waited for once after each write to it. ``of`` also knows it by its memory, under another name.
+    """
+
+    def __init__(self) -> None:
+        self._tensor: Any = None
+        self._version = -1
+        self._value = 0.0
+
+    def read(self, tensor: Any) -> float:
+        if tensor is not self._tensor or tensor._version != self._version:
+            self._tensor, self._version, self._value = tensor, tensor._version, float(tensor.item())
+        return self._value
+
+    def of(self, tensor: Any) -> float:
+        own = self._tensor
+        if own is not None and tensor.device == own.device and tensor.data_ptr() == own.data_ptr():
+            if tensor.dtype == own.dtype and own._version == self._version:
+                return self._value
+        return float(tensor.item())
+
+
+#: The scale of the GradScaler that was used last.
+scale = Number()
 
 
 def gradient_norms(tensors: list[tuple[int, Any]]) -> dict[int, float | None]:
@@ -180,7 +237,7 @@ def gradient_norms(tensors: list[tuple[int, Any]]) -> dict[int, float | None]:
     for (_, dtype), items in groups.items():
         grads = [g for _, g in items]
         if dtype in (torch.float16, torch.bfloat16):
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]
+            norms = list(torch._foreach_norm(grads, 2, dtype=torch.float32))
         elif dtype.is_complex:
             norms = [torch.linalg.vector_norm(torch.view_as_real(g)) for g in grads]
         else:

@@ -31,7 +31,7 @@ class Outsiders:
         }
         items = list(self.tensors.items())
         self.samples = measure.Samples(items)
-        self.bits = {n: measure.bits(p) for n, p in items}
+        self.bits = measure.bits(items)
 
     def look(self) -> None:
         """After a step: note the gradients that have arrived."""
@@ -47,18 +47,19 @@ class Outsiders:
         items = [(n, p) for n, p in self.tensors.items() if n not in held]
         numels = {n: measure.local(p).numel() for n, p in self.tensors.items()}
         _, changed = self.samples.compare(measure.Samples(list(self.tensors.items())), numels)
+        still = measure.bits([(n, p) for n, p in items if not changed.get(n) and self.bits.get(n) is not None])
         self.session.recorder.emit(
             "outsiders",
             {
                 "parameters": [n for n, _ in items],
                 "gradient_norm": [self.gradients.get(n) for n, _ in items],
-                "moved": [self._moved(n, p, changed) for n, p in items],
+                "moved": [self._moved(n, changed, still) for n, _ in items],
             },
         )
 
-    def _moved(self, number: int, parameter: Any, changed: dict[int, float]) -> bool | None:
+    def _moved(self, number: int, changed: dict[int, float], still: dict[int, int | None]) -> bool | None:
         """Proven by the sample when it moved, by all bits when it did not."""
         if changed.get(number, 0.0) > 0:
             return True
         before = self.bits.get(number)
-        return None if before is None else measure.bits(parameter) != before
+        return None if before is None else still.get(number) != before

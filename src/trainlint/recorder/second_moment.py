@@ -190,7 +190,7 @@ class _Sample:
         steps = [optimizer.state[p].get("step") for p in self.parameters]
         if any(step is None for step in steps):
             return None
-        counted = torch.stack([torch.as_tensor(s, dtype=torch.float64).reshape(()).cpu() for s in steps])
+        counted = torch.stack([torch.as_tensor(s).detach().reshape(()) for s in steps]).double().cpu()
         first = torch.repeat_interleave(1 - beta1**counted, torch.tensor(self.sizes)).float().to(m.device)
         second = torch.repeat_interleave((1 - beta2**counted).sqrt(), torch.tensor(self.sizes)).float().to(m.device)
         decay = group.get("weight_decay") or 0.0
