@@ -122,7 +122,8 @@ class Replayer:
         inner = unwrap(call.module)
         found = replay_non_finite.holding
         parameters = list(inner.named_parameters())
-        weights, buffers = found(parameters), found(list(inner.named_buffers()), nan_only=True)
+        # Infinities are put into weights and outputs on purpose (masks); beside finite outputs only NaN is wrong.
+        weights, buffers = found(parameters, nan_only=bool(finite)), found(list(inner.named_buffers()), nan_only=True)
         if finite and not weights:
             return None
         named = [(f"input {i}", t) for i, t in enumerate(tensors(call.args))]

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import enum
+import gc
 import time
 import types
 import weakref
@@ -170,6 +171,7 @@ class Calls:
         #: Roots that were not called themselves, with the backwards since they were found.
         self._waiting: dict[int, int] = {}
         self._batch_sizes: collections.deque[int] = collections.deque(maxlen=4)
+        self._looked = False
         self.closed = False
 
     # -- putting hooks on
@@ -179,12 +181,11 @@ class Calls:
         if self.closed:
             return
         for root in roots:
-            number = self.recorder.roots.get(root)
-            if number is None or next(root.parameters(), None) is None:
+            if next(root.parameters(), None) is None:
                 continue
             self._hook(root, type(root).__name__)
-            self._waiting.setdefault(number, self.session.backwards)
-            uncalled = id(root) not in self._fired and self.session.backwards > self._waiting[number]
+            self._waiting.setdefault(id(root), self.session.backwards)
+            uncalled = id(root) not in self._fired and self.session.backwards > self._waiting[id(root)]
             if uncalled or not _has_forward(root) or hasattr(type(root), "training_step"):
                 for name, part in _parts(root, type(root).__name__):
                     self._hook(part, name)
@@ -236,6 +237,10 @@ class Calls:
         """A loader gave a batch: its samples are the batch size, or the leading size that all tensors share."""
         if self.closed:
             return
+        if self.session.constructed and not self._looked:
+            # Everything is set up, and the first forward is about to come.
+            self._looked = True
+            self.look(root_modules())
         sizes = {int(t.shape[0]) for t in tensors(batch) if t.ndim}
         if isinstance(batch_size, int) and batch_size in sizes:
             self._batch_sizes.append(batch_size)
@@ -255,6 +260,15 @@ class Calls:
             undo()
         self._undo.clear()
         self.last.clear()
+
+
+def root_modules() -> list[Any]:
+    """Modules that no other module holds."""
+    import torch
+
+    found = [obj for obj in gc.get_objects() if issubclass(type(obj), torch.nn.Module)]
+    children = {id(child) for m in found for child in (m.__dict__.get("_modules") or {}).values()}
+    return [m for m in found if id(m) not in children]
 
 
 def _has_forward(module: Any) -> bool:
