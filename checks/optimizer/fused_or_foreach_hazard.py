@@ -10,6 +10,8 @@ from trainlint.recording.schema import Optimizer, ParamGroup, ScalerEvent
 
 #: Bytes of one element.
 _SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "complex64": 8, "complex128": 16}
+#: A peak at this share of the device's memory leaves no room for a larger batch or for another process.
+FULL = 0.9
 
 
 @check("TL209", Recording, severity="warning", catalog="O11")
@@ -30,6 +32,8 @@ def fused_or_foreach_hazard(run: Recording) -> Iterator[Finding]:
     ## How it is detected
     The first: an enabled ShardedGradScaler stepped an optimizer that has a fused group, in a job of several processes.
     The second: the program died of an out-of-memory error inside a foreach step; the size of the parameters is given.
+    Or, on a CUDA device: over the watched steps the allocator's peak was passed last inside an optimizer step, needed
+    temporary memory beyond what was held before and after it, and lies within 10% of the device's memory.
 
     ## What to do
     Use `fused=False` under a ShardedGradScaler, or bfloat16, which needs no scaler. Where foreach does not fit, pass
@@ -37,8 +41,8 @@ def fused_or_foreach_hazard(run: Recording) -> Iterator[Finding]:
 
     ## When it may be wrong
     The first needs an overflow on some ranks and not on others to do harm, which is usual while the scale is being
-    found. Under the plain GradScaler fused steps are right since torch 2.1, and are not reported. A foreach step that
-    fits barely, and will not once activations grow, is not seen.
+    found. Under the plain GradScaler fused steps are right since torch 2.1, and are not reported. A run whose step fits
+    barely may stay as it is for ever, when its batches never grow and nothing else uses the device.
 
     ## References
     torch.distributed.fsdp.sharded_grad_scaler; pytorch/pytorch issues 140514 and 97712; torch.optim, "foreach".
@@ -58,6 +62,10 @@ def fused_or_foreach_hazard(run: Recording) -> Iterator[Finding]:
     if out_of_memory:
         optimizer = max(run.optimizers, key=lambda o: _bytes(run, o))
         yield _memory(run, optimizer)
+        return
+    in_lists = [o for o in run.optimizers if o.steps and any(_foreach(run, g) for g in o.groups)]
+    if in_lists and _step_fills_device(run):
+        yield _barely(run, max(in_lists, key=lambda o: _bytes(run, o)))
         return
     if fused or any(_foreach(run, g) for o in run.optimizers for g in o.groups):
         if not any(o.steps for o in run.optimizers):
@@ -107,6 +115,32 @@ def _memory(run: Recording, optimizer: Optimizer) -> Finding:
         at=optimizer.at,
         evidence={"parameter_bytes": needed, "device_memory_bytes": there, "optimizer": optimizer.class_name},
         fix=f"Pass foreach=False to {optimizer.class_name}, or fused=True where it has it.",
+        about="foreach-memory",
+    )
+
+
+def _step_fills_device(run: Recording) -> bool:
+    costs, there = run.costs, run.program.device_memory_bytes
+    if costs is None or not there or costs.memory_of != "device" or costs.peak_phase != "optimizer":
+        return False
+    return (costs.peak_bytes or 0) >= FULL * there and bool(costs.step_temporary_bytes)
+
+
+def _barely(run: Recording, optimizer: Optimizer) -> Finding:
+    costs, there = run.costs, run.program.device_memory_bytes
+    assert costs is not None and costs.peak_bytes and costs.step_temporary_bytes and there
+    return Finding(
+        f"{name_optimizer(optimizer)}'s foreach step is where this run needs the most memory: "
+        f"{_size(costs.peak_bytes)} of a device with {_size(there)}, of which {_size(costs.step_temporary_bytes)} is "
+        "temporary memory of the step.",
+        at=optimizer.at,
+        evidence={
+            "peak_bytes": costs.peak_bytes,
+            "step_temporary_bytes": costs.step_temporary_bytes,
+            "device_memory_bytes": there,
+            "optimizer": optimizer.class_name,
+        },
+        fix=f"Pass foreach=False to {optimizer.class_name}, or fused=True where it has it: neither needs that memory.",
         about="foreach-memory",
     )
 

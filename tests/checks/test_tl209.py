@@ -11,7 +11,7 @@ from trainlint.checks.optimizer.fused_or_foreach_hazard import fused_or_foreach_
 from tests.checks.judging import findings, only
 from tests.support.build import ADAM, Run
 from trainlint.contract import NotApplicable, NotObserved
-from trainlint.recording.schema import Ending, Program, ScalerEvent
+from trainlint.recording.schema import Costs, Ending, Program, ScalerEvent
 
 NET = {"fc.weight": (1024, 1024)}
 TWO = Program(world_size=2, torch="2.13.0")
@@ -79,3 +79,32 @@ def test_neither_is_in_use() -> None:
     own = run.optimizer("Own", run.module("Net", NET), hyper={})
     with pytest.raises(NotApplicable):
         findings(check, run.backward().step(own), program=GPU)
+
+
+def _costs(**fields: Any) -> Costs:
+    known = {"memory_of": "device", "peak_bytes": 15 * 2**29, "peak_phase": "optimizer", "step_temporary_bytes": 2**30}
+    return Costs(**{**known, **fields})
+
+
+def test_a_foreach_step_that_fills_the_device() -> None:
+    severity, finding = only(check, _run(foreach=True), program=GPU, costs=_costs())
+    assert severity == "warning"
+    assert "7.5 GiB of a device with 8.0 GiB, of which 1.0 GiB is temporary" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("run", "costs"),
+    [
+        (_run(fused=True), _costs()),
+        (_run(foreach=False), _costs()),
+        (_run(foreach=True), _costs(peak_phase="backward")),
+        (_run(foreach=True), _costs(peak_bytes=2**32)),
+        (_run(foreach=True), _costs(step_temporary_bytes=0)),
+        (_run(foreach=True), _costs(memory_of="process")),
+    ],
+)
+def test_steps_that_leave_room(run: Run, costs: Costs) -> None:
+    try:
+        assert findings(check, run, program=GPU, costs=costs) == []
+    except NotApplicable:
+        pass  # neither fused nor foreach
