@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainlint.judge import card_costs, card_curves, card_loop, card_schedule
+from trainlint.judge import card_costs, card_curves, card_loop, card_schedule, card_weights
 from trainlint.judge.configured import Configured, any_close, value_text
 from trainlint.judge.locate import Locator
 from trainlint.judge.scrub import clean_command
@@ -53,6 +53,7 @@ def build_card(
     parts: dict[str, Section] = {
         "device": _device(recording),
         "model": _model(recording),
+        "weights": card_weights.weights(recording),
         "optimizers": _optimizers(recording, wanted, curves, locator),
         "schedule": card_schedule.schedule(recording, wanted, curves, _at(locator)),
         "length": card_schedule.length(recording, wanted, curves),

@@ -22,7 +22,7 @@ LISTED = 2000
 _WRAPPING = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module", "base_layer"))
 #: Correlation of samples, over all tensors of a load, below which the values have nothing to do with the file's.
 _UNRELATED = 0.25
-#: Share of a file's weights that fit a module by their shapes, for the file to have been meant for it.
+#: Share of a file's weights, or tensors, that fit a module by their shapes, for the file to have been meant for it.
 _MEANT = 0.5
 
 
@@ -265,8 +265,10 @@ class Arrivals:
         best: tuple[int, int] | None = None
         for root in {e.root for e in entries}:
             fresh = Counter(e.shape for e in entries if e.root == root and not e.loaded)
-            fits = sum(math.prod(s) * min(n, fresh[s]) for s, n in Counter(part.shapes.values()).items())
-            if fits > _MEANT * total and (best is None or fits > best[0]):
+            pairs = {s: min(n, fresh[s]) for s, n in Counter(part.shapes.values()).items()}
+            fits = sum(math.prod(s) * n for s, n in pairs.items())
+            meant = fits >= _MEANT * total or sum(pairs.values()) >= _MEANT * len(part.shapes)
+            if meant and fits and (best is None or fits > best[0]):
                 best = fits, root
         if best is None:
             return None
