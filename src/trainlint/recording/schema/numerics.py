@@ -84,8 +84,8 @@ class HalfGradients:
     #: Trainable tensors with a fresh gradient, and those of them whose gradient was computed in float16.
     tensors: int = 0
     half: int = 0
-    #: Names of some of these, those with the largest share of lost digits first.
-    names: tuple[str, ...] = ()
+    #: Parameter ids of these, as far as they were looked at.
+    parameters: tuple[int, ...] = ()
     #: Of the sampled elements of these: all, those that are 0, those that are subnormal in float16 (fewer than 11
     #: significant bits), infinite or NaN.
     elements: int = 0
