@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from trainlint.contract import Finding, NotApplicable, ParameterName, Recording, Severity, check
 from trainlint.recording.describe import by_module, lines_of, percent, plural
+from trainlint.recording.gradient_cuts import idle_adapters
 from trainlint.recording.membership import held_by
 from trainlint.recording.schema import AdaptedModel, AdapterSite, Parameter
 
 #: Layers of one kind below which leaving some out says nothing, and the share of them that counts as few.
 _LAYERS, _FEW = 4, 0.5
-#: Backwards at which adapters must have been merged or off.
-_LOOKS = 2
+#: What keeps adapters from taking part, in words, and what undoes it.
+_IDLE = {
+    "merged": ("merged into", "unmerge_adapter"),
+    "disabled": ("switched off beside", "enable_adapter_layers"),
+}
 #: Share of the base's matrices that train beside hand-written adapters before freezing was forgotten.
 _MOST = 0.5
 
@@ -104,20 +108,18 @@ def _asleep(run: Recording, model: AdaptedModel, moved: set[int]) -> Iterator[Fi
                 about="frozen",
             )
         return
-    for state, count, call in (
-        ("merged into", model.merged, "unmerge_adapter"),
-        ("switched off beside", model.disabled, "enable_adapter_layers"),
-    ):
-        if model.looks >= _LOOKS and count == model.looks:
-            yield Finding(
-                f"The {model.method} adapters{where} were {state} the weights they sit on at each of "
-                f"{plural(model.looks, 'backward')}: their {plural(len(own), 'tensor')} took no part in the forward "
-                "pass and got no gradient.",
-                at=ParameterName(own[0].name),
-                evidence={"adapter_tensors": len(own), "backwards": model.looks, state.split()[0]: count},
-                fix=f"Call model.{call}() before training goes on.",
-                about=state.split()[0],
-            )
+    idle = idle_adapters(model)
+    if idle:
+        state, call = _IDLE[idle]
+        yield Finding(
+            f"The {model.method} adapters{where} were {state} the weights they sit on at each of "
+            f"{plural(model.looks, 'backward')}: their {plural(len(own), 'tensor')} took no part in the forward pass "
+            "and got no gradient.",
+            at=ParameterName(own[0].name),
+            evidence={"adapter_tensors": len(own), "backwards": model.looks, "state": idle},
+            fix=f"Call model.{call}() before training goes on.",
+            about=idle,
+        )
 
 
 def _base_trains(model: AdaptedModel, members: Sequence[Parameter], moved: set[int]) -> Iterator[Finding]:

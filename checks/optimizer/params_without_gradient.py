@@ -15,7 +15,7 @@ from trainlint.recording.describe import (
     plural,
     trainable_weights,
 )
-from trainlint.recording.gradient_cuts import cuts_of, proven_cuts
+from trainlint.recording.gradient_cuts import cuts_of, idle_adapters, proven_cuts
 from trainlint.recording.intervals import Timeline, clears
 from trainlint.recording.membership import stale_optimizers
 from trainlint.recording.schema import Optimizer, Parameter
@@ -78,6 +78,9 @@ def params_without_gradient(run: Recording) -> Iterator[Finding]:
     outdated = {p.id for stale in stale_optimizers(run) for p in stale.held}
     # What is cut off and cannot be meant to be is TL606's.
     outdated.update(p.id for found in proven_cuts(run) for p in found.parameters)
+    # So are adapters that were merged or switched off TL604's.
+    for model in run.adapters.models if run.adapters else ():
+        outdated.update(model.parameters if idle_adapters(model) else ())
     for optimizer in run.optimizers:
         if measured[optimizer.id] < _STEPS:
             continue

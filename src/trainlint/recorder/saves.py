@@ -36,10 +36,19 @@ class Saves:
         by_name = {(name, tuple(t.shape)) for name, t in named}
         held = [number for number, parameter in known.items() if place(parameter) in by_place]
         for root in self.session.modules.roots:
+            alone: dict[Any, list[int]] = {}
             for name, parameter in root.named_parameters():
                 number = self.recorder.parameters.get(parameter)
-                if number is not None and any((end, tuple(parameter.shape)) in by_name for end in tails(name)):
+                if number is None:
+                    continue
+                shape = tuple(parameter.shape)
+                *ends, last = tails(name)
+                if any((end, shape) in by_name for end in ends):
                     held.append(number)
+                elif (last, shape) in by_name:
+                    alone.setdefault((last, shape), []).append(number)
+            # ``weight`` alone, of a layer saved by itself, says which it is only where one alone has its shape.
+            held += [numbers[0] for numbers in alone.values() if len(numbers) == 1]
         if held:
             self.recorder.emit(
                 "adapters",

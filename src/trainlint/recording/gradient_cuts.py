@@ -10,9 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trainlint.recording.membership import held_by
-from trainlint.recording.schema import GradientCut, Parameter, Recording
+from trainlint.recording.schema import AdaptedModel, GradientCut, Parameter, Recording
 
-__all__ = ["CutOff", "cuts_of", "proven_cuts"]
+__all__ = ["CutOff", "cuts_of", "idle_adapters", "proven_cuts"]
+
+#: Backwards at which adapters must have been merged or switched off.
+_LOOKS = 2
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,13 @@ def proven_cuts(run: Recording) -> tuple[CutOff, ...]:
         if meant:
             out.append(CutOff(found.cut, tuple(kept)))
     return tuple(out)
+
+
+def idle_adapters(model: AdaptedModel) -> str:
+    """Why the adapters of a model take no part in its training: ``merged``, ``disabled``; empty when they may."""
+    if model.looks < _LOOKS:
+        return ""
+    return "merged" if model.merged == model.looks else "disabled" if model.disabled == model.looks else ""
 
 
 def _kind(name: str) -> tuple[str, ...]:
