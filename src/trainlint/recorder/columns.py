@@ -105,7 +105,7 @@ def _readers(trainer: Any) -> Iterator[tuple[str, FunctionType]]:
     if loss is not None:
         yield "compute_loss_func", loss
     collator = attribute(trainer, "data_collator")
-    for candidate in (collator, getattr(type(collator), "__call__", None), getattr(type(collator), "torch_call", None)):
+    for candidate in (collator, *(attribute(type(collator), name) for name in ("__call__", "torch_call"))):
         function = _own(candidate)
         if function is not None:
             yield "data collator", function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any
 
 from .patching import ImportHooks, wrap
@@ -49,6 +50,13 @@ class NormBatches:
         self._seen.clear()
 
 
+def _caller(frame: FrameType | None) -> Any:
+    """The ``self`` of the function that called, past other instruments."""
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith(__package__ or "\0"):
+        frame = frame.f_back
+    return frame.f_locals.get("self") if frame is not None else None
+
+
 def install(session: Session, hooks: ImportHooks) -> None:
     import torch
 
@@ -62,7 +70,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
         def batch_norm(input: Any, *args: Any, **kwargs: Any) -> Any:
             if not torch.compiler.is_compiling() and norms.calls < CALLS and torch.is_grad_enabled():
                 # Only of modules: normalising weights by this function (standardised convolutions) is something else.
-                module = sys._getframe(1).f_locals.get("self")
+                module = _caller(sys._getframe(1))
                 if isinstance(module, base) and module.training and not recorder.busy:
                     normalized(module, input.shape)
             return original(input, *args, **kwargs)

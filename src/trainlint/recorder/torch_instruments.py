@@ -21,6 +21,8 @@ PARTS = (
     "losses",
     "schedulers",
     "dataloaders",
+    "norm_batches",
+    "columns",
     "modes",
     "clipping",
     "amp",
