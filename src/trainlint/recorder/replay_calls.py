@@ -234,7 +234,7 @@ class Calls:
             del self.last[next(iter(self.last))]
 
     def fetched(self, batch: Any, batch_size: Any) -> None:
-        """A loader gave a batch: its samples are the batch size, or the leading size that all tensors share."""
+        """A loader gave a batch. Its samples are known where it has a batch size: the leading size of the tensors."""
         if self.closed:
             return
         if self.session.constructed and not self._looked:
@@ -242,10 +242,12 @@ class Calls:
             self._looked = True
             self.look(root_modules())
         sizes = {int(t.shape[0]) for t in tensors(batch) if t.ndim}
-        if isinstance(batch_size, int) and batch_size in sizes:
+        if not isinstance(batch_size, int):
+            return  # one item of the data set may be a set of rows that belong together
+        if batch_size in sizes:
             self._batch_sizes.append(batch_size)
-        elif len(sizes) == 1:
-            self._batch_sizes.append(sizes.pop())
+        elif len(sizes) == 1 and min(sizes) < batch_size:
+            self._batch_sizes.append(sizes.pop())  # the last batch of an epoch
 
     def backward(self) -> None:
         now = time.monotonic()

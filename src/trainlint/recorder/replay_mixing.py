@@ -6,17 +6,20 @@ with one of them replaced by another. Where the output of a third changes, the m
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from typing import Any
 
 from .core import is_user_file
 from .replay_calls import Unfit, tensors
-from .replay_trace import Path, following
+from .replay_trace import Path, following, replayed_line
 
 #: Samples that the forward is repeated with.
 SAMPLES = 8
 #: Elements kept of one module's output per sample, and modules.
 ELEMENTS = 1024
 MODULES = 1500
+FUNCTIONS = 3000
 #: A change of another sample counts when it is this much of the change of the replaced sample's own output, and of the
 #: output's size; what repeating the very same forward changes is taken off.
 RATIO = 1e-3
@@ -60,6 +63,23 @@ class Rows:
         self.samples = samples
         self.calls: list[tuple[str, Any, Any, Any, tuple[int, ...]]] = []
 
+    def mode(self, functions: list[tuple[str, Any, list[Any], list[Any]]]) -> Any:
+        """A function mode that notes what every function of torch made of the samples."""
+        from torch.overrides import TorchFunctionMode
+
+        of = self.of
+
+        class Mode(TorchFunctionMode):
+            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                given = of([args, kwargs or {}]) if len(functions) < FUNCTIONS else []
+                result = func(*args, **(kwargs or {}))
+                if len(functions) < FUNCTIONS:
+                    name = str(getattr(func, "__name__", func))
+                    functions.append((name, replayed_line(sys._getframe(1)), given, of(result)))
+                return result
+
+        return Mode()
+
     def done(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if len(self.calls) < MODULES:
             first = next((t for t in tensors([args, kwargs])), None)
@@ -98,7 +118,9 @@ def difference(one: list[Any], two: list[Any], replaced: int) -> tuple[float, fl
 
 def probe(run: Any, module: Any, call: Any, samples: int, name: str) -> dict[str, Any]:
     """One ``Mixing``. ``run(args, kwargs, observe)`` calls the module again and puts everything back."""
-    keep = min(SAMPLES, samples)
+    # A number of samples that is no other size of the inputs, so that dimensions are not taken for one another.
+    sizes = {n for t in tensors([call.args, call.kwargs]) for n in t.shape[1:]}
+    keep = next((n for n in range(min(SAMPLES, samples), 2, -1) if n not in sizes), min(SAMPLES, samples))
     try:
         return {"forward": name, **_probe(run, module, call, samples, keep)}
     except Unfit:
@@ -149,7 +171,15 @@ def _probe(run: Any, module: Any, call: Any, samples: int, keep: int) -> dict[st
     changed = {"outcome": "mixed", "samples": keep, "changed": found[2],
                "ratio": found[0] / found[1] if found[1] else None,
                "output": next(tuple(first[i].shape) for i in kept)}  # fmt: skip
-    return {**changed, **_culprit(one, two, replaced)}
+    changed.update(_culprit(one, two, replaced))
+    functions: list[list[tuple[str, Any, list[Any], list[Any]]]] = []
+    for change in (None, (replaced, source)):
+        args, kwargs = call.given()
+        functions.append([])
+        observe = partial(Rows(keep).mode, functions[-1])
+        run(cut(args, samples, keep, change), cut(kwargs, samples, keep, change), observe)
+    changed.update(_function(functions[0], functions[1], replaced))
+    return changed
 
 
 def _differs(call: Any, samples: int, i: int, j: int) -> bool:
@@ -183,6 +213,17 @@ def _culprit(one: Rows, two: Rows, replaced: int) -> dict[str, Any]:
         elif after[0] == 0 and after[1] > 0 and isinstance(batch_first, bool) and type(module).__name__ in SEQUENCE:
             apart.append(f"{name} ({type(module).__name__})")
     return {**culprit, "apart": apart[:8]}
+
+
+def _function(one: list[Any], two: list[Any], replaced: int) -> dict[str, Any]:
+    """The first function whose output mixes what was apart in its arguments."""
+    for (name, at, given, output), (name2, _, given2, output2) in zip(one, two, strict=False):
+        if name != name2:
+            break
+        before, after = difference(given, given2, replaced), difference(output, output2, replaced)
+        if before is not None and after is not None and before[0] == 0 and after[0] > 0:
+            return {"function": name, **({"at": at} if at is not None else {})}
+    return {}
 
 
 def _class_line(module: Any) -> dict[str, Any] | None:

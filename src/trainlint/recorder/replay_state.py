@@ -84,9 +84,7 @@ class Kept:
 
         changed = [(t, v) for t, v in self.versions if t._version != v]
         if changed:
-            torch._C._autograd._unsafe_set_version_counter(
-                tuple(t for t, _ in changed), tuple(v for _, v in changed)
-            )
+            torch._C._autograd._unsafe_set_version_counter(tuple(t for t, _ in changed), tuple(v for _, v in changed))
 
     # -- random numbers
 

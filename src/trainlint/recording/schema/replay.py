@@ -146,6 +146,8 @@ class Mixing:
     #: The first module whose output mixes samples that were apart in what it was given.
     module: str = ""
     class_name: str = ""
+    #: The first function of torch that does, as torch calls it, and its line; empty inside a library's kernel.
+    function: str = ""
     #: ``batch_first`` of an attention, transformer or recurrent layer.
     batch_first: bool | None = None
     #: Shape of that module's first input.
