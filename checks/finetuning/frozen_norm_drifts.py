@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from trainlint.contract import Finding, NotApplicable, NotObserved, ParameterName, Recording, Severity, check
 from trainlint.recording.describe import number, plural, uses
 from trainlint.recording.schema import NormDrift
+from trainlint.recording.weight_loads import file_name
 
 
 @check("TL601", Recording, severity="error", catalog="O18")
@@ -80,7 +81,7 @@ def _finding(run: Recording, root: int, inside: str, alone: bool, norms: Sequenc
         severity = Severity.WARNING if loaded else Severity.INFO
     worst = max(norms, key=lambda n: n.mean_shift_max or 0.0)
     batches = max((n.batches or 0 for n in norms), default=0)
-    file = from_file[0].origin.replace("\\", "/").rpartition("/")[2] if from_file else ""
+    file = file_name(from_file[0].origin) if from_file else ""
     source = f", loaded from {file}," if file else ""
     what = inside or model
     moved = f"moved in {plural(batches, 'batch')}" if batches else "moved over the watched steps"

@@ -11,7 +11,7 @@ from trainlint.recording.describe import by_module, lines_of, name_optimizer, nu
 from trainlint.recording.length import planned_length
 from trainlint.recording.projection import projection
 from trainlint.recording.schema import Optimizer, OptimizerStep, Parameter
-from trainlint.recording.weight_loads import loaded_and_fresh
+from trainlint.recording.weight_loads import file_name, loaded_and_fresh
 
 #: Share of its own norm that one step at the peak rate moves a loaded weight by, from which what it knows is lost
 #: within a few hundred steps.
@@ -168,7 +168,7 @@ def _finding(run: Recording, shared: _Shared) -> Finding | None:
     fresh_too = [p for p in candidates if p.origin == "fresh" and p.requires_grad]
     groups = by_module(fresh_too, candidates)
     pattern = groups[0].pattern
-    files = list(dict.fromkeys(p.origin.replace("\\", "/").rpartition("/")[2] for p in shared.loaded))
+    files = list(dict.fromkeys(file_name(p.origin) for p in shared.loaded))
     loaded_weights = sum(p.numel for p in shared.loaded)
     step = (
         f" One step at that rate moves the loaded matrices by {percent(relative, 1.0)} of their norm (median)"

@@ -78,7 +78,7 @@ def partial_weight_load(run: Recording) -> Iterator[Finding]:
         if load.root not in playing or not load.fresh_tensors:
             continue
         fault = _fault(run, load)
-        about = f"{file_name(load)}-{load.module or load.class_name}"
+        about = f"{file_name(load.path)}-{load.module or load.class_name}"
         if fault is not None and (about, fault.kind) not in told:
             told.add((about, fault.kind))
             yield _finding(run, load, fault, about)
@@ -198,7 +198,7 @@ def _finding(run: Recording, load: WeightLoad, fault: _Fault, about: str) -> Fin
         "read": "read and not used",
         "copy": "copied",
     }.get(load.how, f"{load.how}{strict}")
-    source = f"{file_name(load)} ({f'{at}, ' if at else ''}{way})"
+    source = f"{file_name(load.path)} ({f'{at}, ' if at else ''}{way})"
     arrived = (
         f"Only {load.matched_tensors} of {plural(load.model_tensors, 'tensor')} of {model} "
         f"({percent(load.matched_weights, load.model_weights)} of its weights) came from {source}"
@@ -209,7 +209,7 @@ def _finding(run: Recording, load: WeightLoad, fault: _Fault, about: str) -> Fin
         f"{arrived}; {fault.why}. {plural(load.fresh_tensors, 'tensor')} start fresh.",
         at=load.at,
         evidence={
-            "file": file_name(load),
+            "file": file_name(load.path),
             "how": load.how,
             "strict": load.strict,
             "kind": fault.kind,

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainlint.recording.describe import by_module, percent, plural
 from trainlint.recording.schema import Parameter, Recording
-from trainlint.recording.weight_loads import in_play, loaded_and_fresh
+from trainlint.recording.weight_loads import file_name, in_play, loaded_and_fresh
 from trainlint.report.model import CardLine
 
 #: Models told one by one, files of each, and fresh modules named.
@@ -35,7 +35,7 @@ def weights(recording: Recording) -> tuple[list[CardLine], list[dict[str, Any]]]
         resumed = {load.path for load in loads if load.resumed}
         parts = [
             f"{len(found)} of {plural(len(own), 'tensor')} ({percent(sum(p.numel for p in found), total)} of weights) "
-            f"from {_file(path)}{' (resumed)' if path in resumed else ''}"
+            f"from {file_name(path)}{' (resumed)' if path in resumed else ''}"
             for path, found in sorted(files.items(), key=lambda f: (-sum(p.numel for p in f[1]), f[0]))
         ]
         if len(parts) > _FILES:
@@ -52,7 +52,8 @@ def weights(recording: Recording) -> tuple[list[CardLine], list[dict[str, Any]]]
                 "tensors": len(own),
                 "weights": total,
                 "files": {
-                    _file(path): {"tensors": len(f), "weights": sum(p.numel for p in f)} for path, f in files.items()
+                    file_name(path): {"tensors": len(f), "weights": sum(p.numel for p in f)}
+                    for path, f in files.items()
                 },
                 "fresh_tensors": len(fresh),
                 "fresh_weights": sum(p.numel for p in fresh),
@@ -64,10 +65,3 @@ def weights(recording: Recording) -> tuple[list[CardLine], list[dict[str, Any]]]
     if len(ranked) > _MODELS:
         shown_lines.append(CardLine("", f"and weights of {len(ranked) - _MODELS} more modules"))
     return shown_lines, [data[i] for i in ranked]
-
-
-def _file(path: str) -> str:
-    """The last two pieces of a path: many files are called ``model.safetensors``."""
-    pieces = [p for p in path.replace("\\", "/").split("/") if p]
-    generic = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "last.ckpt", "model.pt")
-    return "/".join(pieces[-2:]) if pieces and pieces[-1] in generic else pieces[-1] if pieces else path

@@ -75,9 +75,12 @@ class Arrivals:
         entries, places = self._entries(roots)
         self._recognise(entries)
         origins: dict[int, str] = {}
+        # The shards of one model are one source.
+        together = {id(p): c.parts for c in provenance.calls if c.how == "from_pretrained" for p in c.parts}
         for entry in entries:
             if entry.loaded:
-                path = where([p for p, _ in entry.sources] or entry.files)
+                parts = together.get(id(entry.sources[0][0]), [entry.sources[0][0]]) if entry.sources else entry.files
+                path = where(parts)
                 (origins if entry.parameter else self.buffers)[entry.number] = path
         loads = self._loads(entries, places)
         files = [p.path for p in provenance.parts if p.path not in self._files]
@@ -145,6 +148,9 @@ class Arrivals:
         elif found:
             last = max((p for p, _ in found), key=lambda p: self.provenance.orders[id(p)])
             found = [(p, k) for p, k in found if p is last]
+        if told is None:  # what a file was written from holds its values without having been loaded from it
+            written = self.provenance.written
+            found = [(p, k) for p, k in found if entry.number not in written.get(p.path, ())]
         entry.sources = found
         return bool(found)
 
@@ -205,7 +211,8 @@ class Arrivals:
     # -- what each load amounts to
 
     def _loads(self, entries: list[Entry], places: dict[int, tuple[int, str]]) -> list[dict[str, Any]]:
-        arrived = self._arrived(entries)
+        anywhere = self._arrived(entries)
+        arrivals = {r: self._arrived([e for e in entries if e.root == r]) for r in {e.root for e in entries}}
         out = []
         told: set[int] = set()
         for call in self.provenance.calls:
@@ -213,7 +220,7 @@ class Arrivals:
             told.update(id(p) for p in call.parts)
             if place is not None and call.parts and id(call) not in self._written:
                 self._written.add(id(call))
-                out.append(self._load(call.how, call.parts, place, entries, arrived, call))
+                out.append(self._load(call.how, call.parts, place, entries, arrivals.get(place[0], anywhere), call))
         for part in self.provenance.parts:
             if id(part) in told or id(part) in self._written:
                 continue
@@ -222,10 +229,10 @@ class Arrivals:
                 root = Counter(e.root for e in mine).most_common(1)[0][0]
                 place = root, _common([e.name for e in mine if e.root == root])
                 self._written.add(id(part))
-                out.append(self._load("copy", [part], place, entries, arrived, None))
+                out.append(self._load("copy", [part], place, entries, arrivals[root], None))
         for part in self.provenance.parts:
-            if id(part) not in told | self._written and not any(arrived.get(id(p)) for p in self._of_file(part)):
-                lost = self._lost(part, entries, places, arrived)
+            if id(part) not in told | self._written and not any(anywhere.get(id(p)) for p in self._of_file(part)):
+                lost = self._lost(part, entries, places, anywhere)
                 if lost is not None:
                     self._written.add(id(part))
                     out.append(lost)
@@ -246,7 +253,7 @@ class Arrivals:
                     out.setdefault(id(source[0]), set()).add(source[1])
             if call.how == "from_pretrained" and None in call.received.values():
                 for part in call.parts:
-                    out.setdefault(id(part), set()).update(k for k in part.shapes if not _named(k, call.unexpected))
+                    out.setdefault(id(part), set()).update(k for k in part.shapes if not named(k, call.unexpected))
         for part in self.provenance.parts:  # a tensor that is stored under two names
             keys = out.get(id(part))
             if keys:
@@ -386,9 +393,12 @@ def _same_name(part: Part, entry: Entry) -> Iterable[str]:
     yield from (k for k in part.shapes if k.endswith(f".{entry.plain}"))
 
 
-def _named(key: str, names: set[str]) -> bool:
-    """Whether a library that may drop or add a prefix means this key."""
-    return key in names or any(key.endswith(f".{n}") or n.endswith(f".{key}") for n in names)
+def named(key: str, names: set[str]) -> bool:
+    """Whether a library that may drop or add the name of the base model in front means this key."""
+    pieces = key.split(".")
+    if any(".".join(pieces[i:]) in names for i in range(len(pieces))):
+        return True
+    return any(n.endswith(f".{key}") for n in names)
 
 
 def _within(name: str, module: str) -> bool:

@@ -8,6 +8,7 @@ rearranged weights.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import weakref
@@ -15,7 +16,7 @@ from collections import Counter
 from types import FrameType
 from typing import Any
 
-from .arrivals import Arrivals, renamed, renaming
+from .arrivals import Arrivals, named, renamed, renaming
 from .checkpoints import path_of
 from .core import Recorder
 from .fingerprints import Index, Part, Sampler, telling, tensors_in
@@ -25,6 +26,8 @@ from .watch import Session
 
 #: Loads that are looked into, and files that are read for their values.
 CALLS, FILES = 300, 2000
+#: Files written before the training whose sources are looked for: each time every object is looked at.
+WRITES = 8
 #: Functions of libraries that load weights, as they are found on the stack.
 _LOADERS = ("load_from_checkpoint", "from_pretrained")
 
@@ -61,6 +64,8 @@ class Provenance:
         #: Samples of optimizer states in files -> their file, and the files whose state an optimizer was given.
         self.states: dict[tuple[float, ...], str] = {}
         self.resumed: set[str] = set()
+        #: Files that this process wrote, and the parameters (by number) whose values it wrote there.
+        self.written: dict[str, set[int]] = {}
         self._paths: set[str] = set()
         self._order = 0
         self._inside: list[int] = []
@@ -111,6 +116,22 @@ class Provenance:
     def up_to_date(self) -> None:
         for part in self.parts:
             self.index.add(part)
+
+    def saved(self, path: str, content: Any) -> None:
+        """A file is written before the training: the modules that its values are from have not been loaded from it."""
+        if len(self.written) >= WRITES:
+            return
+        pointers = {t.data_ptr() for _, tensors, _ in tensors_in(content) for t in tensors.values()} - {0}
+        sources = self.written.setdefault(path, set())
+        if not pointers:
+            return
+        import torch
+
+        for obj in gc.get_objects():
+            if issubclass(type(obj), torch.nn.Module):
+                for p in obj.__dict__.get("_parameters", {}).values():
+                    if p is not None and p.data_ptr() in pointers:
+                        sources.add(self.recorder.parameters.of(p))
 
     # -- what is loaded
 
@@ -170,7 +191,9 @@ class Provenance:
         mismatched = {str(m[0]) if isinstance(m, (tuple, list)) else str(m) for m in info.get("mismatched_keys") or ()}
         missing = {str(k) for k in info.get("missing_keys") or ()} | mismatched
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        call.received = {self.recorder.parameters.of(t): None for name, t in tensors.items() if name not in missing}
+        call.received = {
+            self.recorder.parameters.of(t): None for name, t in tensors.items() if not named(name, missing)
+        }
         call.unexpected = {str(k) for k in info.get("unexpected_keys") or ()} | mismatched
         call.parts = read
         self.calls.append(call)
@@ -231,6 +254,14 @@ def install(session: Session, hooks: ImportHooks) -> None:
     wrap(torch, "load", around(after=file_read))
 
     @recorder.quiet
+    def file_written(result: Any, token: Any, obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        path = path_of(f)
+        if path is not None and provenance.before_training():
+            provenance.saved(path, obj)
+
+    wrap(torch, "save", around(after=file_written))
+
+    @recorder.quiet
     def module_loaded(result: Any, token: Any, self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> None:
         if provenance.before_training():
             provenance.loaded(self, state_dict, bool(kwargs.get("strict", args[0] if args else True)), result)
@@ -257,6 +288,7 @@ def install(session: Session, hooks: ImportHooks) -> None:
 
     def on_safetensors(module: Any) -> None:
         wrap(module, "load_file", around(after=opened))  # load_model comes here too
+        wrap(module, "save_file", around(after=file_written))
 
     hooks.on_import("safetensors.torch", on_safetensors)
 

@@ -15,6 +15,9 @@ __all__ = ["Renaming", "best_renaming", "file_name", "fitting_shapes", "in_play"
 
 #: Components that may stand before the shared end of two names.
 _DEPTH = 5
+_GENERIC = frozenset(
+    ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "last.ckpt", "model.pt", "model.pth")
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class Renaming:
         return self.theirs.endswith(self.ours) or self.ours.endswith(self.theirs)
 
 
-def file_name(load: WeightLoad) -> str:
-    return load.path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+def file_name(path: str) -> str:
+    """The file's name; with its folder where many files are called so (``bert/model.safetensors``)."""
+    pieces = [p for p in path.replace("\\", "/").split("/") if p]
+    return "/".join(pieces[-2:]) if pieces and pieces[-1] in _GENERIC else pieces[-1] if pieces else path
 
 
 def module_names(load: WeightLoad) -> list[NamedShape]:
