@@ -128,15 +128,19 @@ def _left_out_by_peft(
 ) -> Iterator[Finding]:
     if model.saved is None or uses(run, "lightning"):
         return
-    held = {*model.saved, *(i for s in saves for i in s.parameters)}
-    # The Trainer saves a model around the PEFT model as a whole.
+    # The adapters themselves may be saved in another form: prompts as the prefix that they are turned into.
+    held = {*model.saved, *model.parameters, *(i for s in saves for i in s.parameters)}
     members = set(model.members)
     lost = [p for p in moved if p.id in members and p.id not in held]
     if not any(p.id in members for p in moved):
         return
     if model.vocabulary_unknown:
         lost = [p for p in lost if p.kind != "embedding" and "lm_head" not in p.name]
-    by_trainer = uses(run, "transformers") and not model.name
+    by_trainer = (
+        uses(run, "transformers")
+        and not model.name
+        and framework_settings(run, "transformers").get("save_strategy") != "no"
+    )
     if by_trainer or not model.name or any(set(s.parameters) & members for s in saves):
         certain = by_trainer or any(set(s.parameters) & members for s in saves)
         if lost:

@@ -248,7 +248,7 @@ def _cut(run: Recording, tensors: Sequence[Parameter]) -> str:
     for found in cuts_of(run):
         if 2 * len(wanted & {p.id for p in found.parameters}) > len(wanted):
             where = place(found.cut.at)
-            by = f"{found.cut.function}()" if found.cut.function else found.cut.cause
+            by = f"{found.cut.function}()" if found.cut.cause == "leaves" else found.cut.cause
             return f" The path to them is cut by {by}{f' at {where}' if where else ''}."
     return ""
 

@@ -41,6 +41,7 @@ def test_where_it_is_not_known_how_the_program_saves() -> None:
     assert findings(check, peft().framework("lightning")) == []
     assert findings(check, peft(saved=(1, 2, 3))) == []
     assert findings(check, peft(trained=("lora",))) == []
+    assert findings(check, peft(trained=("lora",), saved=())) == [], "prompts are saved as what they are turned into"
     assert findings(check, peft(saved=None, not_saved_because="sharded")) == []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from watching import watch
 
+from trainlint.recorder.adapter_layers import alike
 from trainlint.recording.schema import Adapters, Recording
 
 LOW_RANK = """
@@ -172,3 +173,23 @@ def test_a_peft_model_and_what_its_save_would_hold(tmp_path: Path) -> None:
     assert {names[i] for i in (*model.parameters, *model.extra)} == saved
     assert model.drifting_norms == ("base_model.model.bert.pooler.bn",)
     assert (model.looks, model.disabled, model.merged) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "near"),
+    [
+        ("out_proj", "o_proj", True),
+        ("query_proj", "q_proj", True),
+        ("values", "value", True),
+        ("Q_proj", "q_proj", True),
+        ("gate_projs", "gate_proj", True),
+        ("x_proj", "up_proj", False),
+        ("k_proj", "q_proj", False),
+        ("fc1", "fc2", False),
+        ("c_attn", "c_fc", False),
+        ("query_key_value", "query", False),
+        ("proj", "c_proj", False),
+    ],
+)
+def test_names_that_may_be_one_another_misspelt(a: str, b: str, near: bool) -> None:
+    assert alike(a, b) is near

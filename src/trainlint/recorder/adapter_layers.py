@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from .measure import local
+
 #: Parameters of a module that may be one hand-written adapter with the layer it sits on.
 MEMBERS = 8
 #: Names listed of modules that are alike.
 NAMES = 512
-#: How alike two names are, from 0 to 1, for one to be taken for the other misspelt.
-NEAR = 0.7
+#: How alike two names (or what is left of them without the words that they share) are for one to be the other misspelt.
+NEAR = 0.8
 
 
 class Layer:
@@ -134,7 +136,7 @@ def zero(tensor: Any) -> bool:
     """Every element is 0. Small tensors only: larger ones are no factors of an adapter."""
     if tensor.device.type == "meta" or tensor.numel() > 1 << 22:
         return False
-    return not bool(tensor.detach().any())
+    return not bool(local(tensor.detach()).any())
 
 
 def _prefixes(name: str) -> list[str]:
@@ -150,20 +152,30 @@ def sites(root: Any, layers: list[Layer]) -> list[dict[str, Any]]:
     taken: set[int] = set()
     for layer in layers:
         taken.update(id(m) for m in layer.module.modules())
-    groups: dict[tuple[str, Any], dict[str, Any]] = {}
+    groups: dict[tuple[Any, Any], dict[str, Any]] = {}
     for layer in layers:
-        key = (leaf(layer.name), _make(layer.base))
+        key = (_pattern(layer.name), _make(layer.base))
         group = groups.setdefault(key, {"class_name": type(layer.base).__name__, "wrapped": [], "bare": []})
         group["wrapped"].append(layer.name)
     for name, module in root.named_modules():
         if name and id(module) not in taken:
-            found = groups.get((leaf(name), _make(module)))
+            found = groups.get((_pattern(name), _make(module)))
             if found is not None:
                 found["bare"].append(name)
     return [
-        {"name": name, "class_name": g["class_name"], "wrapped": g["wrapped"][:NAMES], "bare": g["bare"][:NAMES]}
-        for (name, _), g in groups.items()
+        {
+            "name": pattern[-1],
+            "class_name": g["class_name"],
+            "wrapped": g["wrapped"][:NAMES],
+            "bare": g["bare"][:NAMES],
+        }
+        for (pattern, _), g in groups.items()
     ]
+
+
+def _pattern(name: str) -> tuple[str, ...]:
+    """A module's name without the numbers of layers: the same for all modules at one place of equal layers."""
+    return tuple(part for part in name.split(".") if not part.isdecimal()) or (name,)
 
 
 def leaf(name: str) -> str:
@@ -194,6 +206,27 @@ def targets(model: Any, layers: list[Layer], names: list[str]) -> list[dict[str,
         if matched == 0:
             # A name fits modules that hold the layer too (a block as a whole), and parameters (target_parameters).
             matched = sum(1 for name in wrapped if f".{asked}." in f".{name}.")
-        near = difflib.get_close_matches(asked.rpartition(".")[2], bare, n=2, cutoff=NEAR) if matched == 0 else []
+        near = [name for name in bare if alike(asked.rpartition(".")[2], name)][:2] if matched == 0 else []
         out.append({"name": asked, "matched": matched, "near": near})
     return out
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether one name may be the other misspelt, or another architecture's word for it.
+
+    ``out_proj`` and ``o_proj``, ``value`` and ``values`` are; ``x_proj`` and ``up_proj``, ``fc1`` and ``fc2`` are not.
+    """
+    first, second = a.lower().split("_"), b.lower().split("_")
+    shared = 0
+    while first and second and first[-1] == second[-1]:
+        first.pop()
+        second.pop()
+        shared += 1
+    one, other = "_".join(first), "_".join(second)
+    if not one or not other or one.rstrip("0123456789") == other.rstrip("0123456789"):
+        return a.lower() == b.lower() and a != b
+    if shared and (one.startswith(other) or other.startswith(one)):
+        return True
+    if min(len(one), len(other)) < 3:
+        return False
+    return difflib.SequenceMatcher(None, one, other).ratio() >= NEAR

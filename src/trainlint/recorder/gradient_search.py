@@ -28,6 +28,8 @@ LEAVES, BEHIND = 256, 4000
 #: The program's own frames around a call that are looked through for what switches gradients off, and its names.
 FRAMES = 12
 SWITCHES = re.compile(r"\b(no_grad|inference_mode|set_grad_enabled)\b")
+#: A line that switches them off for now only, perhaps: by a value, or by a condition.
+CONDITIONS = re.compile(r"set_grad_enabled\s*\((?!\s*(mode\s*=\s*)?False)|\bif\b")
 #: Key under which a module's output is marked in the metadata of its graph node.
 MARK = "trainlint_output"
 
@@ -260,7 +262,9 @@ class Search:
                 break
             outermost = passage
         cause = "inference_mode" if outermost.inference == outermost.calls else "no_grad"
-        self._add(Cut(cause, outermost.off_at or outermost.at), outermost, parameter)
+        at = outermost.off_at or outermost.at
+        text = linecache.getline(at["file"], at["line"]) if at else ""
+        self._add(Cut(cause, at, "a condition" if CONDITIONS.search(text) else ""), outermost, parameter)
 
     def _taken_out(self, parameter: Any, chain: list[Passage]) -> None:
         """Its output had a graph, no loss led to it, and a call was seen that took something made of it out."""

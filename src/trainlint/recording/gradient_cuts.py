@@ -14,6 +14,8 @@ from trainlint.recording.schema import AdaptedModel, GradientCut, Parameter, Rec
 
 __all__ = ["CutOff", "cuts_of", "idle_adapters", "proven_cuts"]
 
+#: What ``GradientCut.function`` says of a line that switches gradients off for now only, perhaps.
+CONDITION = "a condition"
 #: Backwards at which adapters must have been merged or switched off.
 _LOOKS = 2
 
@@ -50,10 +52,19 @@ def cuts_of(run: Recording) -> tuple[CutOff, ...]:
             and p.requires_grad_later is None
             and not p.gradient_seen
         )
+        if cut.cause == "checkpoint":
+            lost = _always(cut, lost, parameters)
         if lost:
             explained.update(p.id for p in lost)
             out.append(CutOff(cut, lost))
     return tuple(out)
+
+
+def _always(cut: GradientCut, lost: tuple[Parameter, ...], parameters: dict[int, Parameter]) -> tuple[Parameter, ...]:
+    """Without what lies in checkpointed modules of which other tensors do train: there it was not the checkpoint."""
+    live = {p.name for i in cut.parameters if (p := parameters.get(i)) is not None and p.gradient_seen}
+    trained = tuple(f"{m}." for m in cut.modules if any(name.startswith(f"{m}.") for name in live))
+    return tuple(p for p in lost if not trained or not p.name.startswith(trained))
 
 
 def proven_cuts(run: Recording) -> tuple[CutOff, ...]:
@@ -68,6 +79,8 @@ def proven_cuts(run: Recording) -> tuple[CutOff, ...]:
     for found in cuts_of(run):
         if found.cut.cause == "checkpoint":
             out.append(found)
+            continue
+        if found.cut.function == CONDITION:
             continue
         kept = [p for p in found.parameters if not _twin_trains(p, run)]
         frozen = {(p.root, p.shape, _kind(p.name)) for p in run.parameters if not p.requires_grad and len(p.shape) > 1}

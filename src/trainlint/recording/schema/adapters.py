@@ -87,7 +87,8 @@ class GradientCut:
 
     ``cause``: ``checkpoint`` (reentrant activation checkpointing, and no input of the function requires a gradient),
     ``no_grad`` or ``inference_mode`` (the module was called so), ``leaves`` (``function`` took what the module returned
-    out of the graph, and no other path leads from the loss to it).
+    out of the graph, and no other path leads from the loss to it). ``function`` is ``a condition`` where the line that
+    switches gradients off does so by a value or condition: it may let them through later.
     """
 
     cause: str
