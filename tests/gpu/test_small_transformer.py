@@ -118,10 +118,10 @@ def test_no_tensor_is_asked_by_itself(device: str, precision: str, tmp_path: Pat
         folder.mkdir()
         arguments = ["--device", device, "--precision", precision, "--layers", str(layers), "--reads"]
         run = f"import runpy, sys; sys.argv[1:] = {arguments}; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
-        assert watch(run, folder, steps=6, boundary=False).problems == ()
+        assert watch(run, folder, steps=7, boundary=False).problems == ()
         output = (folder / "output").read_text()
         lines = [tuple(map(int, found)) for found in re.findall(r"reads and waits: (\d+) (\d+)", output)]
-        asked[layers] = lines[3:5]  # the first steps look at some things once
+        asked[layers] = lines[4:6]  # the first steps look at some things once
     assert len(asked[1]) == len(asked[5]) == 2
     for small, large in zip(asked[1], asked[5], strict=True):
         # 48 tensors more.

@@ -188,6 +188,22 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
+def numbers(values: list[Any]) -> list[Any]:
+    """The values, with one-element tensors as numbers: one transfer per device."""
+    import torch
+
+    out = list(values)
+    places: dict[Any, list[int]] = {}
+    for i, value in enumerate(values):
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            places.setdefault(value.device, []).append(i)
+    for found in places.values():
+        read = torch.stack([values[i].detach().reshape(()).double() for i in found]).tolist()
+        for i, number in zip(found, read, strict=True):
+            out[i] = number
+    return out
+
+
 class Number:
     """The value of a one-element tensor that is asked for again and again (a GradScaler's scale).
 

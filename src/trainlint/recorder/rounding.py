@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .core import scalar
-from .measure import SAMPLE, local
+from .measure import SAMPLE, local, numbers
 from .modules import dtype_name
 from .second_moment import TENSORS, flat_sample
 
@@ -171,7 +171,7 @@ class _Taken:
 
         m = self._state(optimizer, "exp_avg")
         v = self._state(optimizer, "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
-        steps = [scalar(_entry(optimizer, p).get("step", group.get("step"))) for p in self.parameters]
+        steps = numbers([_entry(optimizer, p).get("step", group.get("step")) for p in self.parameters])
         eps = group.get("eps")
         if m is None or v is None or not isinstance(eps, (int, float)):
             return "", None
