@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, check
-from trainlint.recording.describe import percent, place, plural
+from trainlint.recording.describe import percent, place
 from trainlint.recording.schema import Mixing
 
 #: Layers whose ``batch_first`` says where the samples are.
@@ -112,9 +112,7 @@ def _finding(mixing: Mixing) -> Finding | None:
     what = f"{mixing.function} in {name}" if mixing.function else name
     line = f" ({place(mixing.at)})" if mixing.at is not None else ""
     return Finding(
-        f"{changed}: {what}{line} is the first to mix them, given {plural(len(mixing.given), 'dimension')} {shape}."
-        if mixing.given
-        else f"{changed}: {what}{line} is the first to mix them.",
+        f"{changed}: {what}{line} is the first to mix them.",
         at=mixing.at,
         evidence=evidence,
         fix="Look at the dimension that it works over: softmax, mean, cumsum or normalize over dim=0, a reshape where "
