@@ -269,27 +269,22 @@ class Arrivals:
         if len(part.shapes) < 2 or 2 * sum("." in k for k in part.shapes) < len(part.shapes):
             return None
         total = sum(math.prod(s) for s in part.shapes.values())
-        best: tuple[int, int] | None = None
-        for root in {e.root for e in entries}:
+        fitting: dict[int, int] = {}
+        for root in sorted({e.root for e in entries}):
             fresh = Counter(e.shape for e in entries if e.root == root and not e.loaded)
             pairs = {s: min(n, fresh[s]) for s, n in Counter(part.shapes.values()).items()}
-            fits = sum(math.prod(s) * n for s, n in pairs.items())
-            meant = fits >= _MEANT * total or sum(pairs.values()) >= _MEANT * len(part.shapes)
-            if meant and fits and (best is None or fits > best[0]):
-                best = fits, root
-        if best is None:
-            return None
+            weights = sum(math.prod(s) * n for s, n in pairs.items())
+            if weights and (weights >= _MEANT * total or sum(pairs.values()) >= _MEANT * len(part.shapes)):
+                fitting[root] = weights
         since = self.provenance.orders[id(part)]
-        call = next(
-            (
-                c
-                for c in self.provenance.calls
-                if not c.parts and c.order > since and places.get(id(c.module()), (None, ""))[0] == best[1]
-            ),
-            None,
-        )
-        place = places[id(call.module())] if call is not None else (best[1], "")
-        return self._load("filtered" if call is not None else "read", [part], place, entries, arrived, call)
+        for call in self.provenance.calls:  # one that was given other values, after the file was read
+            place = places.get(id(call.module()))
+            if not call.parts and call.order > since and place is not None and place[0] in fitting:
+                return self._load("filtered", [part], place, entries, arrived, call)
+        if not fitting or part.path in self.provenance.written:
+            return None
+        root = max(fitting, key=lambda r: (fitting[r], -r))
+        return self._load("read", [part], (root, ""), entries, arrived, None)
 
     def _load(
         self,

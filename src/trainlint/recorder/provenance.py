@@ -27,7 +27,7 @@ from .watch import Session
 #: Loads that are looked into, and files that are read for their values.
 CALLS, FILES = 300, 2000
 #: Files written before the training whose sources are looked for: each time every object is looked at.
-WRITES = 8
+WRITES = 24
 #: Functions of libraries that load weights, as they are found on the stack.
 _LOADERS = ("load_from_checkpoint", "from_pretrained")
 
@@ -208,8 +208,10 @@ class Provenance:
                 return
 
     def is_resumed(self, path: str) -> bool:
-        """Optimizer state came from the same file, or from one beside it."""
-        return any(path == p or os.path.dirname(path) == os.path.dirname(p) for p in self.resumed)
+        """Optimizer state came from the same file, or from one beside it that holds nothing else."""
+        weights = {p.path for p in self.parts}
+        beside = {os.path.dirname(p) for p in self.resumed if p not in weights}
+        return path in self.resumed or os.path.dirname(path) in beside
 
 
 def _sources(found: list[list[tuple[Part, str]]]) -> list[Part]:

@@ -49,12 +49,17 @@ def module_names(load: WeightLoad) -> list[NamedShape]:
 
 def best_renaming(load: WeightLoad) -> Renaming | None:
     """The renaming by which most weights of the file that arrived nowhere fit fresh parameters."""
+    ours_known, theirs_known = _counterparts(load)
     ends: dict[tuple[str, tuple[int, ...]], list[tuple[str, str]]] = {}
     for tensor in load.left:
+        if tensor.name in theirs_known:
+            continue
         for head, before, end in _splits(tensor.name):
             ends.setdefault((end, tensor.shape), []).append((head, before))
     found: dict[tuple[str, str], list[NamedShape]] = {}
     for tensor in module_names(load):
+        if tensor.name in ours_known:
+            continue
         for head, before, end in _splits(tensor.name):
             for other, other_before in ends.get((end, tensor.shape), ()):
                 # The shared end is taken as long as it is.
@@ -66,6 +71,20 @@ def best_renaming(load: WeightLoad) -> Renaming | None:
         found.items(), key=lambda f: (sum(t.numel for t in f[1]), -len(f[0][0]) - len(f[0][1]), f[0])
     )
     return Renaming(theirs, ours, len(tensors), sum(t.numel for t in tensors))
+
+
+def _counterparts(load: WeightLoad) -> tuple[set[str], set[str]]:
+    """Names in the module and in the file of tensors that are known to belong together, and were left out or differ."""
+    prefix = f"{load.module}." if load.module else ""
+    ours = {
+        load.wrapper + name.removeprefix(prefix) for name in (*load.passed_over, *(m.name for m in load.mismatched))
+    }
+    theirs = {m.file_name for m in load.mismatched}
+    for tensor in load.left if load.passed_over else ():
+        parts = tensor.name.split(".")
+        if any(".".join(parts[i:]) in ours for i in range(len(parts))):
+            theirs.add(tensor.name)
+    return ours, theirs
 
 
 def _splits(name: str) -> list[tuple[str, str, str]]:
@@ -82,11 +101,10 @@ def fitting_shapes(load: WeightLoad) -> tuple[int, int]:
 
     Those whose counterpart is known (of another shape, or passed over) are not counted.
     """
-    known = {m.name for m in load.mismatched} | set(load.passed_over)
-    taken = {m.file_name for m in load.mismatched}
+    known, taken = _counterparts(load)
     rest = Counter(t.shape for t in load.left if t.name not in taken)
     tensors = weights = 0
-    for tensor in load.fresh:
+    for tensor in module_names(load):
         # A vector of some length fits anything; the matrices tell.
         if tensor.name not in known and len(tensor.shape) > 1 and rest[tensor.shape] > 0:
             rest[tensor.shape] -= 1
