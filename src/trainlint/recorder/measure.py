@@ -269,7 +269,7 @@ def peak_memory() -> int | None:
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
-    return process_memory()[1]
+    return process_peak()
 
 
 def device_memory(device: Any) -> tuple[int | None, int | None]:
@@ -291,27 +291,29 @@ def reserved_memory(device: Any) -> int:
 
 
 def process_memory() -> tuple[int | None, int | None]:
-    """Bytes of resident memory of this process now, and the most so far.
+    """Bytes of resident memory of this process now, and the most so far."""
+    try:
+        handle = os.open("/proc/self/statm", os.O_RDONLY)
+        try:
+            return int(os.read(handle, 128).split()[1]) * _PAGE, process_peak()
+        finally:
+            os.close(handle)
+    except (OSError, ValueError, IndexError):
+        return None, process_peak()
 
-    The most could be reset through ``/proc/self/clear_refs``, under the eyes of a program that reads it: it is not.
+
+def process_peak() -> int | None:
+    """The most bytes of resident memory of this process so far.
+
+    It could be reset through ``/proc/self/clear_refs``, under the eyes of a program that reads it: it is not.
     """
     try:
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    except ImportError:
-        return None, None
-    if sys.platform == "darwin":
-        return None, int(peak)
-    try:
-        handle = os.open("/proc/self/statm", os.O_RDONLY)
-        try:
-            current = int(os.read(handle, 128).split()[1]) * _PAGE
-        finally:
-            os.close(handle)
-    except (OSError, ValueError, IndexError):
-        return None, int(peak) * 1024
-    return current, int(peak) * 1024
+        return int(peak if sys.platform == "darwin" else peak * 1024)
+    except Exception:
+        return None
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
