@@ -42,7 +42,9 @@ def data_columns_dropped(run: Recording) -> Iterator[Finding]:
         raise NotApplicable("remove_unused_columns=False")
     columns = run.samples.columns if run.samples is not None else ()
     if not columns:
-        raise NotObserved("the columns of the training data were not seen")
+        raise NotObserved(
+            "the columns of the training data were not seen: loader workers remove them; set dataloader_num_workers=0"
+        )
     for found in columns:
         for lost in found.dropped:
             where = place(lost.at)

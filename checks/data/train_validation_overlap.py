@@ -42,9 +42,10 @@ def train_validation_overlap(run: Recording) -> Iterator[Finding]:
 
     ## When it may be wrong
     Measuring on the training data beside the validation data, to see the gap between the two, is good practice: where
-    another evaluation shares nothing, nothing is said. Evaluating on the training data alone is a measurement too, and
-    silent; an info when something chooses by it (early stopping, best checkpoint). Augmented samples differ from what
-    they were made of, so that two datasets over the same files with random transforms are not seen to overlap.
+    another evaluation shares nothing, nothing is said. An evaluation that lies in the training data as a whole may be
+    such a measurement: an info. One on exactly the training data is plain to see in the code: silent, and an info when
+    something chooses by it (early stopping, best checkpoint). Augmented samples differ from what they were made of, so
+    that two datasets over the same files with random transforms are not seen to overlap.
 
     ## References
     Kapoor and Narayanan 2023, "Leakage and the reproducibility crisis in machine-learning-based science"; Barz and
@@ -94,9 +95,11 @@ def _judge(run: Recording, overlap: Overlap, loaders: dict[int, Loader], data: d
     if overlap.by == "values" and overlap.training_samples:
         if share <= _BEYOND_CHANCE * overlap.repeated / overlap.training_samples:
             return None
-    everything = overlap.whole and overlap.shared >= overlap.training_samples - overlap.repeated
-    if everything and overlap.shared >= overlap.other_samples:
-        return _same_data(run, overlap, loaders)
+    chosen = [name for f in run.frameworks for name in f.callbacks if name in _CHOOSING]
+    chosen += ["load_best_model_at_end" for f in run.frameworks if f.settings.get("load_best_model_at_end") is True]
+    if overlap.whole and overlap.shared >= overlap.other_samples:
+        everything = overlap.shared >= overlap.training_samples - overlap.repeated
+        return _contained(overlap, loaders, chosen, everything) if chosen or not everything else None
     return _finding(overlap, loaders, data, share)
 
 
@@ -131,19 +134,22 @@ def _finding(overlap: Overlap, loaders: dict[int, Loader], data: dict[int, Loade
     )
 
 
-def _same_data(run: Recording, overlap: Overlap, loaders: dict[int, Loader]) -> Finding | None:
-    """The evaluation is on all of the training data: a measurement, unless something is chosen by it."""
-    chosen = [name for f in run.frameworks for name in f.callbacks if name in _CHOOSING]
-    chosen += ["load_best_model_at_end" for f in run.frameworks if f.settings.get("load_best_model_at_end") is True]
-    if not chosen:
-        return None
+def _contained(overlap: Overlap, loaders: dict[int, Loader], chosen: list[str], everything: bool) -> Finding:
+    """Nothing but training data is evaluated on: a measurement, unless something is chosen by it."""
     training, evaluation = _places(overlap, loaders)
+    part = "is" if everything else "is a part of"
+    by = f" {chosen[0]} chooses by what the model was trained on." if chosen else ""
     return Finding(
-        f"The {evaluation} data is the {training} data: all {plural(overlap.other_samples, 'sample')}. "
-        f"{chosen[0]} chooses by what the model was trained on.",
+        f"The data of the {evaluation} {part} the {training} data, all {plural(overlap.other_samples, 'sample')} of "
+        f"it: it says nothing about data that was not trained on.{by}",
         at=loaders[overlap.other].at,
-        evidence={"shared": overlap.shared, "chosen_by": chosen},
-        fix="Evaluate on data that is not trained on, or choose by nothing.",
+        evidence={
+            "shared": overlap.shared,
+            "evaluation_samples": overlap.other_samples,
+            "training_samples": overlap.training_samples,
+            "chosen_by": chosen,
+        },
+        fix="Hold data out, and train on the rest only.",
         severity="info",
-        about="same",
+        about="contained",
     )

@@ -116,9 +116,11 @@ def _finding(run: Recording, loader: Loader, data: LoaderData, draws: Draws, wor
         )
     # With another order the repeated numbers meet other samples.
     weaker = "warning" if not workers and loader.shuffle is not False else None
+    # Generators of the dataset are copied into all workers alike: they are not why the epochs alone repeat.
+    kept = data.generators if workers else ()
     return Finding(
-        f"{text} {_cause(data)}".rstrip(),
-        at=data.worker_init_at if not data.generators and data.worker_init_at is not None else data.at or loader.at,
+        f"{text} {_cause(data, kept)}".rstrip(),
+        at=data.worker_init_at if not kept and data.worker_init_at is not None else data.at or loader.at,
         evidence={
             "workers": loader.workers,
             "draws": times,
@@ -135,8 +137,8 @@ def _finding(run: Recording, loader: Loader, data: LoaderData, draws: Draws, wor
     )
 
 
-def _cause(data: LoaderData) -> str:
-    kept = ", ".join(data.generators[:3])
+def _cause(data: LoaderData, generators: Sequence[str]) -> str:
+    kept = ", ".join(generators[:3])
     init = f"{data.worker_init} ({place(data.worker_init_at)})" if data.worker_init_at is not None else data.worker_init
     if kept:
         return f"Copied into every worker with its state: {kept}."

@@ -70,6 +70,13 @@ def test_training_and_held_out_accuracy() -> None:
     assert not findings(train_validation_overlap, train(others=2), samples=both)
 
 
+@pytest.mark.parametrize("by", ["indices", "values"])
+def test_a_part_of_the_training_data(by: str) -> None:
+    """It may be meant to be one."""
+    severity, finding = only(train_validation_overlap, train(), samples=seen(overlap(80, by=by)))
+    assert severity == "info" and "is a part of the training" in finding.message
+
+
 def test_choosing_by_the_training_data() -> None:
     run = train().framework("lightning", callbacks=["EarlyStopping"])
     severity, finding = only(train_validation_overlap, run, samples=seen(overlap(320, samples=320)))

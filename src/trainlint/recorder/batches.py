@@ -78,11 +78,11 @@ class Inputs:
         self._lookups.clear()
 
 
-def tensors_of(batch: Any, dimensions: int = 3) -> list[tuple[str, Any]]:
-    """Names and tensors of up to so many dimensions in a nested batch; positions are named ``batch[1]``."""
+def tensors_of(batch: Any, dimensions: int = 3, elements: int = ELEMENTS) -> list[tuple[str, Any]]:
+    """Names and tensors of up to so many dimensions and elements in a nested batch; positions are ``batch[1]``."""
     found: list[tuple[str, Any]] = []
     for name, tensor in _walk(batch, "", 0):
-        if 1 <= tensor.ndim <= dimensions and _plain(tensor):
+        if 1 <= tensor.ndim <= dimensions and _plain(tensor, elements):
             found.append((name or "the batch", tensor))
         if len(found) == TENSORS:
             break
@@ -107,9 +107,9 @@ def _walk(item: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
             yield from _walk(getattr(item, key, None), key, depth + 1)
 
 
-def _plain(tensor: Any) -> bool:
+def _plain(tensor: Any, elements: int = ELEMENTS) -> bool:
     """An ordinary dense tensor of a size that can be looked at."""
-    return readable(tensor) and 0 < tensor.numel() <= ELEMENTS
+    return readable(tensor) and 0 < tensor.numel() <= elements
 
 
 def install(session: Session, hooks: ImportHooks) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from functools import partial
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from .core import is_user_file
@@ -93,7 +93,7 @@ def _walk(roots: dict[str, Any]) -> list[tuple[str, Any]]:
     queue = [(path, item, 0) for path, item in roots.items()]
     while queue and len(found) < OBJECTS:
         path, item, depth = queue.pop(0)
-        if item is None or isinstance(item, (str, bytes, int, float, type)) or id(item) in known:
+        if item is None or isinstance(item, (str, bytes, int, float, type, ModuleType)) or id(item) in known:
             continue
         known.add(id(item))
         found.append((path, item))

@@ -106,7 +106,7 @@ class Samples:
         if self._hashed[key] >= BATCHES or not size:
             return
         self._hashed[key] += 1
-        hashes, labels = sample_hashes.of_batch(tensors_of(batch, dimensions=6), size)
+        hashes, labels = sample_hashes.of_batch(tensors_of(batch, dimensions=6, elements=1 << 32), size)
         number = self.latest[one.loader].number if one.loader in self.latest else -1
         payload = {"seq": seq, "loader": one.loader, "number": number, "hashes": hashes, "labels": labels}
         self.recorder.emit("samples", {"batches": [payload]})
