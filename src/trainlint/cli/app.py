@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from trainlint import __version__
-from trainlint.cli.arguments import codes_of, read_target, split_command
+from trainlint.cli.arguments import codes_of, experiments_of, fill_deep, read_target, split_command
 from trainlint.cli.failure import Failure, not_available
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def dispatch(argv: Sequence[str]) -> int:
     words = list(argv)
     if next((word for word in words if not word.startswith("-")), "") == "check":
         words, command = split_command(words)
+        words = fill_deep(words)
     try:
         typer.main.get_command(app).main(args=words, prog_name="trainlint", obj=command, standalone_mode=True)
     except SystemExit as done:
@@ -89,6 +90,16 @@ def check(
             metavar="SECONDS",
             min=0.1,
             help="Longest wait for the first optimizer step, and again from there to the last. (default 600)",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
+    deep: Annotated[
+        Optional[str],
+        typer.Option(
+            "--deep",
+            metavar="[overfit,lr-range]",
+            help="Experiments after the watch, each on the program started anew: overfit one batch (up to 300 steps), "
+            "learning-rate range test (100 steps). Alone: all.",
             rich_help_panel=_WATCHING,
         ),
     ] = None,
@@ -181,20 +192,22 @@ def check(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=_REPORTING)
     ] = False,
-    deep: Annotated[bool, typer.Option("--deep", hidden=True)] = False,
     baseline: Annotated[Optional[Path], typer.Option(hidden=True)] = None,
     update_baseline: Annotated[bool, typer.Option("--update-baseline", hidden=True)] = False,
 ) -> None:
     """Check a training run before launch."""
-    for given, name in ((deep, "--deep"), (baseline, "--baseline"), (update_baseline, "--update-baseline")):
+    for given, name in ((baseline, "--baseline"), (update_baseline, "--update-baseline")):
         if given:
             raise not_available(name)
     if device not in ("auto", "cpu"):
         raise Failure(f"There is no device {device!r}.", "--device takes auto or cpu.")
     from trainlint.cli.run import CheckOptions, run_check
 
+    experiments, deep_note = experiments_of(deep)
     options = CheckOptions(
         target=read_target(target or [], context.obj),
+        experiments=experiments,
+        deep_note=deep_note,
         steps=steps,
         timeout_s=timeout,
         boundary=boundary,

@@ -25,6 +25,9 @@ class CheckOptions:
     """The command line of ``trainlint check``. ``None``: not given, so the project's settings decide."""
 
     target: Target
+    #: Experiments to make after the watch, and what is to be said about those that cannot be.
+    experiments: tuple[str, ...] = ()
+    deep_note: str = ""
     steps: int | None = None
     timeout_s: float | None = None
     boundary: bool | None = None
@@ -76,7 +79,7 @@ def run_check(options: CheckOptions) -> int:
     judging = _judging(options, table)
     _try_selection(judging)
     evidence = _evidence(options, table)
-    report = _judged(evidence, judging, table)
+    report = _judged(evidence, judging, table, options.deep_note)
     output.write_report(report, options.format, options.output_file, verbose=options.verbose)
     return report.exit_code
 
@@ -93,6 +96,7 @@ def _require_sense(options: CheckOptions) -> None:
         for other, on in (
             ("--save-recording", options.save_recording),
             ("--entry", options.entry),
+            ("--deep", options.experiments),
             ("a command behind `--`", target.command if name == "--recording" else None),
         ):
             if on:
@@ -195,13 +199,13 @@ def _joined(message: str, hint: str) -> str:
 # ------------------------------------------------------------------------------------------------ judging
 
 
-def _judged(evidence: Evidence, judging: JudgeOptions, table: ToolTable) -> Report:
+def _judged(evidence: Evidence, judging: JudgeOptions, table: ToolTable, note: str = "") -> Report:
     options = dataclasses.replace(
         judging,
         route=evidence.route,
         hint=evidence.hint,
         troubles=evidence.troubles,
-        notes=(*table.warnings, *evidence.notes),
+        notes=(*table.warnings, *evidence.notes, *((note,) if note else ())),
     )
     if evidence.no_run:
         options = dataclasses.replace(options, no_run=evidence.no_run)

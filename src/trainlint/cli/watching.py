@@ -113,9 +113,24 @@ def _watch(evidence: Evidence, launch: Launch, options: CheckOptions, table: Too
     evidence.hint = seen.hint
     evidence.notes = (*evidence.notes, *seen.notes)
     evidence.troubles = (*evidence.troubles, *restored.problems)
+    if options.experiments:
+        _experiment(evidence, launch, options, wanted, progress)
     if options.save_recording is not None:
         _save(evidence.recording, options.save_recording)
     return evidence
+
+
+def _experiment(
+    evidence: Evidence, launch: Launch, options: CheckOptions, wanted: WatchOptions, progress: Progress
+) -> None:
+    """Make the experiments of ``--deep`` and add them to the recording, which stays as it is otherwise."""
+    from trainlint.launch.experiments import make_experiments
+
+    assert evidence.recording is not None
+    with progress:
+        made = make_experiments(evidence.recording, options.experiments, launch, wanted, progress)
+    evidence.recording = dataclasses.replace(evidence.recording, experiments=made.experiments)
+    evidence.troubles = (*evidence.troubles, *made.problems)
 
 
 def _completed(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainlint.judge import card_costs, card_curves, card_loop, card_schedule, card_weights
+from trainlint.judge import card_costs, card_curves, card_experiments, card_loop, card_schedule, card_weights
 from trainlint.judge.configured import Configured, any_close, value_text
 from trainlint.judge.locate import Locator
 from trainlint.judge.scrub import clean_command
@@ -74,7 +74,10 @@ def build_card(
             sections[name] = tuple(lines)
         data[name] = values
     data["boundary"] = _boundary(recording.boundary)
-    return RunCard(sections=sections, curves=card_curves.curves(recording, curves), data=data)
+    told, data["experiments"], plots = card_experiments.experiments(recording)
+    if told:
+        sections["experiments"] = tuple(told)
+    return RunCard(sections=sections, curves=card_curves.curves(recording, curves), plots=plots, data=data)
 
 
 def _boundary(boundary: Boundary | None) -> dict[str, Any] | None:

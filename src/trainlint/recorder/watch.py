@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from . import config_access
 from .boundary import Boundary
@@ -122,15 +122,20 @@ class Session:
         """Flush, tell the supervisor, and sleep until this process is killed. No user code runs after this."""
         if not self._closed or reason != "steps":
             self.close()
-        self.recorder.mark("parked", reason=reason, pid=os.getpid(), rank=rank())
-        supervisor = self.recorder.settings.supervisor
-        while True:
-            try:
-                time.sleep(0.25)
-                if supervisor and not alive(supervisor):
-                    os._exit(1)
-            except BaseException:  # a signal handler of the program's must not wake it
-                continue
+        sleep_until_killed(self.recorder, reason)
+
+
+def sleep_until_killed(recorder: Recorder, reason: str) -> NoReturn:
+    """Tell the supervisor that this process is parked, and sleep: no user code runs after this."""
+    recorder.mark("parked", reason=reason, pid=os.getpid(), rank=rank())
+    supervisor = recorder.settings.supervisor
+    while True:
+        try:
+            time.sleep(0.25)
+            if supervisor and not alive(supervisor):
+                os._exit(1)
+        except BaseException:  # a signal handler of the program's must not wake it
+            continue
 
 
 def rank() -> int:

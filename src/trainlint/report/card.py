@@ -9,6 +9,7 @@ from rich.text import Text
 
 from trainlint.report.curve import CurvePlot
 from trainlint.report.model import CardLine, RunCard
+from trainlint.report.plot import ExperimentPlot
 from trainlint.report.terminal import Pen, wrap
 
 #: Order in which a person asks.
@@ -26,6 +27,7 @@ ORDER = (
     "loss",
     "resume",
     "logging",
+    "experiments",
 )
 LABEL_WIDTH = 22
 
@@ -58,6 +60,10 @@ class CardView:
             over = "" if whole else ", in the watched steps"
             yield Text(f" learning rate by optimizer step{over}", style="bold")
             yield CurvePlot(self.card.curves, self.pen)
+        for plot in self.card.plots:
+            yield Text()
+            yield Text(f" {self.pen.line(plot.title)}", style="bold")
+            yield ExperimentPlot(plot, self.pen)
 
     def _sections(self) -> list[str]:
         known = [name for name in ORDER if name in self.card.sections]

@@ -61,6 +61,7 @@ def _run(card: RunCard) -> dict[str, Any]:
     run.update({name: plain(value) for name, value in card.data.items() if name not in run})
     run["card"] = {name: plain(lines) for name, lines in card.sections.items()}
     run["curves"] = plain(card.curves)
+    run["plots"] = plain(card.plots)
     return run
 
 

@@ -70,6 +70,18 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """The curves of one experiment: lines of kind ``projected``, marked points of kind ``observed``."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    #: What stands at the horizontal axis: (place in the numbers of the curves' points, text), increasing.
+    ticks: tuple[tuple[int, str], ...] = ()
+    #: Lines below it.
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunCard:
     """What this run will really do. ``sections`` maps the fixed names of the JSON report to lines.
 
@@ -79,6 +91,7 @@ class RunCard:
 
     sections: Mapping[str, tuple[CardLine, ...]] = field(default_factory=dict)
     curves: tuple[Curve, ...] = ()
+    plots: tuple[Plot, ...] = ()
     #: Machine-readable counterpart of the sections.
     data: Mapping[str, Any] = field(default_factory=dict)
 

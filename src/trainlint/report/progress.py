@@ -12,6 +12,9 @@ from trainlint.report.terminal import Pen, strip_escapes
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _SPINNER_ASCII = "|/-\\"
+#: Cells of the bar of an experiment; where lines are printed one by one, every how many steps there is one.
+_BAR = 20
+_TENTHS = 10
 
 
 class Progress:
@@ -33,6 +36,8 @@ class Progress:
         self._made = 0
         self._wanted = 0
         self._last_line = ""
+        #: The experiment that is being made; empty while the program is watched.
+        self._title = ""
         self._live: _Live | None = None
 
     # ------------------------------------------------------------------------------------ what the supervisor calls
@@ -47,8 +52,19 @@ class Progress:
         """Optimizer step ``index`` (0-based) of ``wanted`` was made; several optimizers count by the furthest."""
         made, self._wanted = max(self._made, index + 1), wanted
         changed, self._made = made != self._made, made
-        if changed:
+        few = not self._title or made % max(1, wanted // _TENTHS) == 0
+        if changed and few:
             self._tell(f"optimizer step {made} of {wanted}")
+
+    def experiment(self, title: str) -> None:
+        """An experiment begins: the program is started once more, and its steps are counted anew."""
+        self._title, self._phase, self._made, self._wanted, self._last_line = title, "", 0, 0, ""
+        self._tell(f"experiment {title}")
+
+    def note(self, text: str) -> None:
+        """Something to know before it takes its time; stays on the screen."""
+        if not self.quiet:
+            self.console.print(Text("trainlint: ", style="dim") + Text(self._pen.block(text)), soft_wrap=True)
 
     def output(self, line: str) -> None:
         """A line of the program's own output."""
@@ -93,7 +109,13 @@ class Progress:
         signs = _SPINNER if self._pen.unicode else _SPINNER_ASCII
         head = Text(no_wrap=True, overflow="ellipsis")
         head.append(signs[int(elapsed * 10) % len(signs)] + " ", style="cyan")
+        if self._title:
+            head.append(self._pen.line(self._title) + "  ", style="bold")
         head.append(self._pen.line(self._phase) or "starting")
+        if self._title and self._wanted:
+            full = min(_BAR, self._made * _BAR // self._wanted)
+            done, left = ("━", "─") if self._pen.unicode else ("#", "-")
+            head.append(f"  {done * full}{left * (_BAR - full)}", style="cyan")
         if self._wanted and self._made:
             head.append(f"  optimizer step {self._made} of {self._wanted}", style="bold")
         head.append(f"  {_elapsed(elapsed)}", style="dim")

@@ -25,8 +25,8 @@ class ExperimentCurve:
     """One start of the program within an experiment: the loss of each step, and how it ended.
 
     ``ended``: ``reached`` (near its floor), ``constant`` (no bit of the loss changed), ``plateau``, ``diverged``,
-    ``swept`` (all rates were tried), ``steps`` (as many as wanted), ``program-ended`` (the program came to its own end),
-    ``died``, ``timeout``, ``interrupted``, ``not-started``.
+    ``swept`` (all rates were tried), ``steps`` (as many as wanted), ``program-ended`` (the program came to its own
+    end), ``died``, ``timeout``, ``interrupted``, ``not-started``.
     """
 
     ended: str
@@ -74,8 +74,8 @@ class Experiment:
     curves: tuple[ExperimentCurve, ...] = ()
     #: What was held still, in words (``dropout``, ``weight decay`` ...).
     held_still: tuple[str, ...] = ()
-    #: How the same batch came again: ``loader`` (given out again), ``random`` (the random state was put back before each
-    #: draw); empty when it was not to be the same.
+    #: How the same batch came again: ``loader`` (given out again), ``random`` (the random state was put back before
+    #: each draw); empty when it was not to be the same.
     repeated_by: str = ""
     #: Different inputs or targets that were seen at the steps from the third on; 1: the same batch every time.
     different_batches: int | None = None
