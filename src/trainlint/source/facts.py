@@ -26,6 +26,10 @@ _TELLING = (b'"lr"', b"'lr'", b"lr=", b"step(", b"get_last_lr", b"get_lr")
 _ABOUT_TRAINING = (b"optim", b"sched", b"param_groups", b"lightning", b"accelerat")
 
 
+#: Loaded by torch itself, some five hundred files, and none of them about training.
+_BENEATH_TORCH = frozenset("sympy mpmath networkx dill torchgen jinja2 markupsafe _distutils_hack setuptools".split())
+
+
 def read_source(
     files: Iterable[str], run: Recording | None = None, scripts: Collection[str] | None = None
 ) -> SourceFacts:
@@ -43,7 +47,7 @@ def read_source(
     classes: dict[str, set[str]] = {}
     project = Project()
     for file in dict.fromkeys(files):
-        if not file.endswith(".py") or not is_own_file(file):
+        if not file.endswith(".py") or not is_own_file(file) or package_of(file) in _BENEATH_TORCH:
             continue
         module = project.module(file)
         text = module.text if module is not None else _read(file)
