@@ -27,6 +27,7 @@ PARTS = (
     "clipping",
     "amp",
     "checkpoints",
+    "uninitialised",
     "provenance",
     "shadows",
     "adapters",

@@ -99,17 +99,18 @@ class HalfGradients:
 
 @dataclass(frozen=True)
 class UnwrittenTensors:
-    """Memory that was handed out uninitialised and that nothing wrote before the first backward or optimizer step.
+    """Memory that was handed out uninitialised and that nothing wrote until the first backward was over.
 
-    A tensor counts when torch counted no write to it and its sampled bits are those that the memory had.
+    A tensor counts when torch counted no write to it and its sampled bits are those that the memory had, in a module
+    of which some parameter got a gradient.
     """
 
-    #: ``to_empty``, or the constructor in the source (``torch.empty``).
+    #: ``to_empty``, or ``torch.empty`` for parameters that were made so in the source.
     how: str
-    #: Class of the module, or name of the owner.
+    #: Class of the module.
     module: str = ""
     at: SourceLine | None = None
-    #: Tensors that were handed out and are part of a trained model, and those of them that count.
+    #: Tensors that were handed out so and are part of the model, and the names of those that count.
     tensors: int = 0
     unwritten: tuple[str, ...] = ()
     #: Of the unwritten ones those that hold anything but zeros, and those with values that are not finite.
@@ -119,7 +120,7 @@ class UnwrittenTensors:
     matrices: int = 0
     matrices_unwritten: int = 0
     #: The unwritten ones that are buffers.
-    buffers: int = 0
+    buffers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
