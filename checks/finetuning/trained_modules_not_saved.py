@@ -132,8 +132,9 @@ def _left_out_by_peft(
     held = {*model.saved, *model.parameters, *(i for s in saves for i in s.parameters)}
     members = set(model.members)
     lost = [p for p in moved if p.id in members and p.id not in held]
-    if not any(p.id in members for p in moved):
-        return
+    ids = {p.id for p in moved}
+    if not ids & members or ids & set(model.adapted_weights):
+        return  # a base that trains below its adapters is TL604's
     if model.vocabulary_unknown:
         lost = [p for p in lost if p.kind != "embedding" and "lm_head" not in p.name]
     by_trainer = (

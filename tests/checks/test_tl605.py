@@ -45,6 +45,10 @@ def test_where_it_is_not_known_how_the_program_saves() -> None:
     assert findings(check, peft(saved=None, not_saved_because="sharded")) == []
 
 
+def test_a_base_that_trains_below_its_adapters_is_left_to_tl604() -> None:
+    assert findings(check, peft(trained=("base", "lora"), adapted_weights=(0,))) == []
+
+
 def test_a_file_with_everything_was_seen() -> None:
     whole = Save("torch.save", "m.pt", (0, 1, 2, 3))
     adapters = Save("safetensors.save_file", "a.safetensors", (1, 2))

@@ -51,7 +51,8 @@ def low_rank(folder: Path, forward: str, after: str = "pass") -> tuple[Recording
 
 
 def test_adapters_written_by_hand_are_known_by_their_shapes(tmp_path: Path) -> None:
-    after = 'torch.save({"m": model["head"].state_dict(), "o": optimizer.state_dict()}, "x.pt")'
+    after = """torch.save({"m": model["head"].state_dict(), "o": optimizer.state_dict()}, "x.pt")
+    torch.save({"module." + name: p.detach().half() for name, p in model.named_parameters()}, "y.pt")"""
     _, found, names = low_rank(tmp_path, 'for layer in model["layers"]: h = h + layer(h)', after)
     (model,) = found.models
     assert (model.library, model.method) == ("", "low-rank")
@@ -59,9 +60,11 @@ def test_adapters_written_by_hand_are_known_by_their_shapes(tmp_path: Path) -> N
     assert {names[i] for i in model.adapted_weights} == {f"layers.{i}.0.base.weight" for i in range(4)}
     assert len(model.parameters) == 8
     assert found.cuts == ()
-    save = found.saves[0]
+    save, copy = found.saves[:2]
     assert {names[i] for i in save.parameters} == {"head.weight", "head.bias"}
     assert save.optimizer_state
+    assert len(copy.parameters) == len(names), "copies are known by their names, with and without a prefix"
+    assert not copy.optimizer_state
     assert save.function == "torch.save"
     assert save.path.endswith("x.pt")
 

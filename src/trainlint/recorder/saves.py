@@ -34,6 +34,8 @@ class Saves:
         by_place = {place(t) for _, t in named}
         # A copy (moved to the CPU, an average) is known by its name and shape.
         by_name = {(name, tuple(t.shape)) for name, t in named}
+        # With what wrappers put before it (``module.``), its key ends in the whole name.
+        endings = {(end, tuple(t.shape)) for name, t in named for end in tails(name)[1:]}
         held = [number for number, parameter in known.items() if place(parameter) in by_place]
         for root in self.session.modules.roots:
             alone: dict[Any, list[int]] = {}
@@ -43,7 +45,7 @@ class Saves:
                     continue
                 shape = tuple(parameter.shape)
                 *ends, last = tails(name)
-                if any((end, shape) in by_name for end in ends):
+                if any((end, shape) in by_name for end in ends) or (ends and (name, shape) in endings):
                     held.append(number)
                 elif (last, shape) in by_name:
                     alone.setdefault((last, shape), []).append(number)
