@@ -196,3 +196,61 @@ def test_a_peft_model_and_what_its_save_would_hold(tmp_path: Path) -> None:
 )
 def test_names_that_may_be_one_another_misspelt(a: str, b: str, near: bool) -> None:
     assert alike(a, b) is near
+
+
+BY_HAND = """
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+class Lora(nn.Linear):  # holds everything itself
+    def __init__(self, width, rank=2):
+        super().__init__(width, width)
+        self.weight.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(rank, width))
+        self.lora_B = nn.Parameter(torch.zeros(width, rank))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.lora_A.T @ self.lora_B.T
+
+class LowRank(nn.Module):
+    def __init__(self, width, rank=2):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(rank, width))
+        self.b = nn.Parameter(torch.zeros(width, rank))
+
+    def forward(self, weight):
+        return weight + self.b @ self.a
+
+torch.manual_seed(0)
+own = [Lora(8), nn.Linear(8, 8), nn.Linear(8, 8)]
+other = [nn.Linear(8, 8).requires_grad_(False) for _ in range(3)]
+parametrize.register_parametrization(other[2], "weight", LowRank(8))
+body = nn.ModuleDict({"own": nn.ModuleList(own), "other": nn.ModuleList(other)})
+squeeze = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2), nn.ReLU(), nn.Linear(2, 8))
+model = nn.ModuleDict({"body": body, "squeeze": squeeze})
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+for step in range(12):
+    h = torch.randn(4, 8)
+    for layer in [*own, *other, squeeze]:
+        h = layer(h)
+    loss = h.square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_other_ways_to_write_adapters_by_hand(tmp_path: Path) -> None:
+    run = watch(BY_HAND, tmp_path)
+    assert not run.problems
+    assert run.adapters is not None
+    (model,) = run.adapters.models
+    names = {p.id: p.name for p in run.parameters}
+    assert {s.name: (s.wrapped, s.bare) for s in model.sites} == {
+        "own": (("body.own.0",), ("body.own.1", "body.own.2")),
+        "other": (("body.other.2",), ("body.other.0", "body.other.1")),
+    }
+    assert len(model.parameters) == 4
+    assert not any("squeeze" in names[i] for i in model.parameters)
+    assert not model.named, "one of them is not called an adapter by anything"

@@ -96,7 +96,8 @@ def _low_rank(name: str, module: Any, parameters: dict[str, Any]) -> Layer | Non
                     for part in weight_name.split(".")[:-1]:
                         owner = owner._modules[part]
                     tensors = [p for n, p in parameters.items() if p is a or p is b or _lora(n)]
-                    return Layer(name, module, owner, weight, tensors)
+                    # A parametrization (torch.nn.utils.parametrize) lies inside the layer that it is of.
+                    return Layer(name.partition(".parametrizations.")[0], module, owner, weight, tensors)
     return None
 
 
@@ -148,18 +149,19 @@ def _prefixes(name: str) -> list[str]:
 
 
 def sites(root: Any, layers: list[Layer]) -> list[dict[str, Any]]:
-    """The adapted modules by the last part of their names, beside those of the same name and make without adapter."""
+    """The adapted modules by their place in equal layers, beside those there that have no adapter."""
     taken: set[int] = set()
     for layer in layers:
         taken.update(id(m) for m in layer.module.modules())
-    groups: dict[tuple[Any, Any], dict[str, Any]] = {}
+    groups: dict[Any, dict[str, Any]] = {}
     for layer in layers:
-        key = (_pattern(layer.name), _make(layer.base))
+        key = (_pattern(layer.name), _shape(layer.weight))
         group = groups.setdefault(key, {"class_name": type(layer.base).__name__, "wrapped": [], "bare": []})
         group["wrapped"].append(layer.name)
     for name, module in root.named_modules():
         if name and id(module) not in taken:
-            found = groups.get((_pattern(name), _make(module)))
+            weight = module.__dict__.get("_parameters", {}).get("weight")
+            found = groups.get((_pattern(name), _shape(weight))) if weight is not None else None
             if found is not None:
                 found["bare"].append(name)
     return [
@@ -183,10 +185,8 @@ def leaf(name: str) -> str:
     return next((part for part in reversed(name.split(".")) if not part.isdecimal()), name)
 
 
-def _make(module: Any) -> Any:
-    return type(module).__name__, tuple(
-        tuple(p.shape) for p in module.__dict__["_parameters"].values() if p is not None
-    )
+def _shape(weight: Any) -> tuple[int, ...]:
+    return tuple(getattr(weight, "shape", ()))
 
 
 def targets(model: Any, layers: list[Layer], names: list[str]) -> list[dict[str, Any]]:

@@ -210,7 +210,7 @@ class Search:
             original = getattr(torch.Tensor, name)
 
             def call(self_: Any, *args: Any, __original: Any = original, __name: str = name, **kwargs: Any) -> Any:
-                if isinstance(self_, torch.Tensor) and self_.grad_fn is not None and torch.is_grad_enabled():
+                if type(self_) is torch.Tensor and self_.grad_fn is not None and torch.is_grad_enabled():
                     leaves(f"Tensor.{__name}", self_)
                 return __original(self_, *args, **kwargs)
 
