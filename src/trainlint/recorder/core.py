@@ -212,7 +212,9 @@ class Recorder:
 
         ``tensor`` is a detached tensor of one element; on the CPU it is read at once.
         """
-        self.later_fields(seq, tensor.reshape(()), lambda value: {field: value})
+        tensor = tensor.reshape(())
+        # What a CUDA graph gave out is overwritten when it runs again: a copy can wait.
+        self.later_fields(seq, tensor.clone() if tensor.is_cuda else tensor, lambda value: {field: value})
 
     def later_fields(self, seq: int, tensor: Any, fields: Callable[[Any], dict[str, Any]]) -> None:
         """Like :meth:`later` for a 1-d tensor of numbers: ``fields`` makes the event's fields from its list."""

@@ -189,7 +189,7 @@ class Costs:
     @_training_thread
     def forward_begins(self) -> None:
         """The first forward since the last backward: what came before made the batch."""
-        if not self._forward:
+        if not self._forward and not measure.capturing():
             self._forward = True
             self.pause()
             self.go()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
 import threading
@@ -25,6 +26,8 @@ WRAPPERS = {
 }
 #: Sub-modules listed per root.
 SUBMODULE_CAP = 5000
+#: Instruments that want the roots within this time of the program's own find those of the first of them.
+AT_ONCE_S = 0.002
 
 PACKAGES = (
     "lightning pytorch_lightning transformers accelerate peft trl datasets deepspeed hydra omegaconf jsonargparse "
@@ -49,23 +52,15 @@ class Modules:
         self._program_written = False
         self._unregistered: dict[int, str] = {}
         self._shards: dict[int, Any] = {}
+        #: The program's own clock at the last scan.
+        self._scanned: float | None = None
         self.modes = Modes(session)
 
     def scan(self) -> None:
         """Find roots and emit them. Called at the first backward and when an optimizer steps for the first time."""
-        import torch
-
-        module = torch.nn.Module
-        found: list[Any] = []
-        children: set[int] = set()
-        for obj in gc.get_objects():
-            if issubclass(type(obj), module):
-                found.append(obj)
-                held = obj.__dict__.get("_modules") or {}
-                children.update(id(child) for child in held.values() if child is not None)
-        self.roots = [m for m in found if id(m) not in children]
-        self._unregistered = unregistered(found, module)
-        self._shards = shards(found)
+        if self._scanned is None or self.recorder.program_seconds() - self._scanned > AT_ONCE_S:
+            self._search()
+        self._scanned = self.recorder.program_seconds()
         self.modes.forget()
         if self.origins_of is not None:
             try:
@@ -75,6 +70,20 @@ class Modules:
         for root in self.roots:
             self._emit_root(root)
         self.write_program()
+
+    def _search(self) -> None:
+        """Look through all objects of the process, of which there are some hundred thousand."""
+        import torch
+
+        module = torch.nn.Module
+        found = instances(module)
+        children: set[int] = set()
+        for one in found:
+            held = one.__dict__.get("_modules") or {}
+            children.update(id(child) for child in held.values() if child is not None)
+        self.roots = [m for m in found if id(m) not in children]
+        self._unregistered = unregistered(found, module)
+        self._shards = shards(found)
 
     def _emit_root(self, root: Any) -> None:
         first = next(root.parameters(), None)
@@ -201,6 +210,16 @@ class Modules:
         if final:
             payload["sources"] = loaded_sources()
         self.recorder.emit("program", payload)
+
+
+def instances(base: type) -> list[Any]:
+    """The objects of a class that the garbage collector knows."""
+    objects = gc.get_objects()
+    try:
+        kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, base)}
+        return list(itertools.compress(objects, map(kinds.__contains__, map(type, objects))))
+    except TypeError:  # a metaclass whose classes have no hash
+        return [obj for obj in objects if issubclass(type(obj), base)]
 
 
 def unwrap(root: Any) -> tuple[Any, list[str]]:
