@@ -84,6 +84,7 @@ class Net(nn.Module):
         self.average = self.average + 0
         self.book.data.mul_(0.99).add_(0.01 * h.detach()[:4])
         self.last = h.detach()
+        self.made_anew = nn.Parameter(h.detach()[0], requires_grad=False)
         print("forward of the program")
         return self.head(h + self.book.mean(0))
 net = Net()

@@ -140,3 +140,23 @@ def test_a_batch_with_nan(tmp_path: Path) -> None:
     assert run.replay is not None
     assert run.replay.non_finite[0].inputs == ("input 0",)
     assert not run.replay.non_finite[0].outputs_finite
+
+
+def test_rows_that_are_copies(tmp_path: Path) -> None:
+    run = watched(
+        """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(108, 8), nn.Linear(8, 1)
+        nn.init.constant_(self.a.weight, 0.01); nn.init.zeros_(self.a.bias); nn.init.ones_(self.b.weight)
+    def forward(self, x):
+        return self.b(F.gelu(self.a(x.flatten(1))))
+""",
+        tmp_path,
+    )
+    assert run.replay is not None
+    kinds = {(d.what, d.name): d for d in run.replay.distributions}
+    assert kinds["weight", "a.weight"].identical_rows is True
+    assert kinds["gradient", "a.weight"].identical_rows is True
+    assert kinds["weight", "b.weight"].identical_rows is None

@@ -23,8 +23,8 @@ from .watch import Session, world_size
 #: A forward that took longer than this is not repeated; a repeated one is broken off after this much time.
 LONGEST_S = 20.0
 LIMIT_S = 30.0
-#: Further forwards, on a part of the batch, are made when the first took at most this long.
-PROBE_S = 5.0
+#: Further forwards, on a part of the batch, are made when each takes at most this long.
+PROBE_S = 4.0
 #: Looks at the forward of a loss that was not finite.
 EARLY = 2
 
@@ -160,7 +160,7 @@ class Replayer:
             return {**left, "reason": "no input's first size is the batch size of a loader"}
         if samples < 3:
             return {**left, "reason": f"the batch has {samples} sample" + ("s" if samples != 1 else "")}
-        if duration > PROBE_S:
+        if duration * min(1.0, replay_mixing.SAMPLES / samples) > PROBE_S:
             return {**left, "reason": f"one forward takes {duration:.0f} s"}
         if not finite:
             return {**left, "reason": "its outputs are not finite"}

@@ -22,6 +22,8 @@ BREAKS = ("matmul", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention", 
 USES = 256
 TENSORS = 64
 BINS = 32
+#: Least rows, and least elements of a row, that are compared.
+ROWS = 4
 #: Elements of a histogram.
 SAMPLE = 4096
 
@@ -167,7 +169,7 @@ def read(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_parameters(session: Any) -> list[dict[str, Any]]:
-    """Weights and gradients of trained parameters: an even choice, and all whose values are all the same."""
+    """Weights and gradients of trained parameters: an even choice, and all whose rows are all the same."""
     modules = session.modules
     known = [
         (number, p)
@@ -181,18 +183,24 @@ def of_parameters(session: Any) -> list[dict[str, Any]]:
         payload = modules._emitted.get(number) or {}
         name, owner = payload.get("name", str(number)), payload.get("owner", "")
         tensor = measure.local(p)
-        if number in chosen or (tensor.ndim > 1 and _flat(tensor)):
-            out.append(distribution("weight", name, owner, tensor))
+        same = same_rows(tensor)
+        if number in chosen or same:
+            out.append({**distribution("weight", name, owner, tensor), "identical_rows": same})
             grad = p.grad
             if grad is not None and grad.layout == tensor.layout and grad.numel():
-                out.append(distribution("gradient", name, owner, measure.local(grad)))
+                entry = distribution("gradient", name, owner, measure.local(grad))
+                out.append({**entry, "identical_rows": same_rows(measure.local(grad))})
     return [read(entry) for entry in out]
 
 
-def _flat(tensor: Any) -> bool:
-    """All sampled elements are the same."""
-    sample = measure.sample_view(tensor, 64)
-    return sample is not None and bool((sample == sample[0]).all())
+def same_rows(tensor: Any) -> bool | None:
+    """All rows are the same bits; ``None`` for tensors of few or short rows."""
+    if tensor.ndim < 2 or tensor.shape[0] < ROWS or tensor[0].numel() < ROWS:
+        return None
+    middle, last = tensor[len(tensor) // 2], tensor[-1]
+    if not bool(((tensor[0] == middle) & (tensor[0] == last)).all()):
+        return False
+    return bool((tensor == tensor[:1]).all())
 
 
 def evenly(items: list[Any], most: int) -> list[Any]:

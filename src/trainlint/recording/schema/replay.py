@@ -73,6 +73,8 @@ class Distribution:
     zeros: int = 0
     #: Equal bins from ``minimum`` to ``maximum``; empty when a value is not finite.
     counts: tuple[int, ...] = ()
+    #: Weights and gradients of four rows of four elements or more: whether all rows (output units) are the same bits.
+    identical_rows: bool | None = None
     #: Activations with one row per sample: the largest difference between two samples over the largest value.
     spread: float | None = None
 
