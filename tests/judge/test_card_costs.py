@@ -37,6 +37,12 @@ def test_the_first_step_is_left_out() -> None:
     assert data["includes_start_up"] is False
 
 
+def test_a_phase_that_never_was_is_left_out() -> None:
+    seconds = {"forward": 0.1, "backward": 0.3}
+    text, _ = time(*(StepCost(0, i, seconds, 1) for i in range(3)))
+    assert text == "0.40 s a step: forward 25%, backward 75%"
+
+
 def test_one_step_alone_says_what_it_includes() -> None:
     text, data = time(step(0))
     assert text.endswith("(the first step: start-up is part of it)")

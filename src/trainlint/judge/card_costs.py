@@ -100,7 +100,9 @@ def time(recording: Recording) -> Section:
         note = "too short for its phases to be told apart"
     else:
         note = ", ".join(
-            f"{WORDS.get(p, p)} {percent(shares[p], 1.0)}" for p in PHASES if shares[p] >= (0.01 if p == "other" else 0)
+            f"{WORDS.get(p, p)} {percent(shares[p], 1.0)}"
+            for p in PHASES
+            if shares[p] >= (0.01 if p == "other" else 1e-9)
         )
     return [CardLine("time", f"{text}: {note}{warm_up}" if note else f"{text}{warm_up}")], data
 
