@@ -17,6 +17,7 @@ ORDER = (
     "launch",
     "device",
     "model",
+    "weights",
     "optimizers",
     "schedule",
     "length",
