@@ -26,8 +26,8 @@ def frozen_norm_drifts(run: Recording) -> Iterator[Finding]:
     gradient.
 
     Error: it lies in a module none of whose parameters are trained, these and the statistics came from a file, and the
-    statistics moved. Warning: only the norms are frozen, in a network that trains, or the file brought weights and no
-    statistics. Information: the frozen module was never loaded.
+    statistics moved. Warning: only the norms are frozen and most of the layers beside them train, or the file brought
+    weights and no statistics. Information: the frozen module was never loaded.
 
     ## What to do
     Put the frozen part in eval mode, and again after every `model.train()`, which sets all children: override `train`
@@ -50,16 +50,14 @@ def frozen_norm_drifts(run: Recording) -> Iterator[Finding]:
         raise NotApplicable("no norm with running statistics in any module")
     if not seen.norms_untrained:
         raise NotApplicable("every norm with running statistics is trained")
-    groups: dict[tuple[int, str, bool], list[NormDrift]] = {}
+    groups: dict[tuple[int, bool], list[NormDrift]] = {}
     for norm in seen.norms:
+        alone = norm.inside_tensors == 0
         if norm.training and not norm.parameters_moved and not _is_copy(run, norm):
-            alone = norm.inside_tensors == 0
-            groups.setdefault((norm.root, "" if alone else norm.inside, alone), []).append(norm)
-    for (root, inside, alone), norms in groups.items():
-        if alone:
-            norms = [n for n in norms if n.affine and n.frozen]
-        if norms:
-            yield _finding(run, root, inside, alone, norms)
+            if not alone or (norm.affine and norm.frozen):
+                groups.setdefault((norm.root, alone), []).append(norm)
+    for (root, alone), norms in groups.items():
+        yield _finding(run, root, alone, norms)
 
 
 def _is_copy(run: Recording, norm: NormDrift) -> bool:
@@ -69,7 +67,7 @@ def _is_copy(run: Recording, norm: NormDrift) -> bool:
     return any(name.startswith(f"{shadow.name}.") for shadow in run.shadows)
 
 
-def _finding(run: Recording, root: int, inside: str, alone: bool, norms: Sequence[NormDrift]) -> Finding:
+def _finding(run: Recording, root: int, alone: bool, norms: Sequence[NormDrift]) -> Finding:
     model = next((r.class_name for r in run.roots if r.id == root), "the model")
     from_file = [n for n in norms if n.origin != "fresh"]
     loaded = 2 * sum(n.inside_loaded for n in norms) >= sum(n.inside_tensors for n in norms)
@@ -82,44 +80,51 @@ def _finding(run: Recording, root: int, inside: str, alone: bool, norms: Sequenc
     worst = max(norms, key=lambda n: n.mean_shift_max or 0.0)
     batches = max((n.batches or 0 for n in norms), default=0)
     file = file_name(from_file[0].origin) if from_file else ""
-    source = f", loaded from {file}," if file else ""
-    what = inside or model
+    source = f" (from {file})" if file else ""
+    insides = list(dict.fromkeys(n.inside for n in norms))
+    whole = "" in insides
+    what = f"all of {model}" if whole else ", ".join(insides[:3]) + (", ..." if len(insides) > 3 else "")
     moved = f"moved in {plural(batches, 'batch')}" if batches else "moved over the watched steps"
-    if len(norms) > 1:
-        subject = f"The running statistics of {plural(len(norms), 'norm')} {moved}"
-    else:
-        subject = f"The running statistics of {norms[0].name} {moved}"
-    if alone:
-        where = (
-            f"their weights are frozen{source} and the layers around them train"
-            if len(norms) > 1
-            else (f"its weights are frozen{source} and the layers around it train")
-        )
-    else:
-        where = f"nothing trains {what}{source} and it is in train mode"
-    size = f"{worst.name}: the mean of a channel by up to {number(worst.mean_shift_max)} of its standard deviations"
+    subject = norms[0].name or model if len(norms) == 1 else plural(len(norms), "norm")
+    where = (
+        f"frozen weights{source} between layers that train"
+        if alone
+        else f"nothing trains {what}{source}, and train mode is on"
+    )
+    size = f"{worst.name}: a channel's mean by up to {number(worst.mean_shift_max)} of its standard deviations"
     if worst.variance_ratio is not None:
         size += f", variances times {number(worst.variance_ratio)} (median)"
-    fix = f"Call {what if inside else 'model'}.eval() after every train(), which sets all children."
-    if alone:
-        fix = "Put these norms in eval mode after every train(), or train their weights too."
-    if uses(run, "lightning"):
-        fix += " In Lightning: in on_train_epoch_start."
-    elif uses(run, "transformers"):
-        fix += " The Trainer calls model.train() itself before every step: override train() of the model."
     return Finding(
-        f"{subject}: {where}. {size}.",
-        at=ParameterName(f"{what}.*" if inside else worst.name),
+        f"The running statistics of {subject} {moved}: {where}. {size}.",
+        at=ParameterName(worst.name if whole or alone else f"{insides[0]}.*"),
         evidence={
             "norms": [n.name for n in norms[:50]],
             "count": len(norms),
-            "module": inside,
+            "modules": insides[:50],
             "batches": batches,
             "largest_mean_shift": worst.mean_shift_max,
             "variance_ratio": worst.variance_ratio,
             "file": file,
         },
-        fix=fix,
+        fix=_fix(run, alone, [i for i in insides if i], whole, worst),
         severity=severity,
-        about=f"{model}.{inside}" if inside else f"{model}{'-norms' if alone else ''}",
+        about=f"{model}{'-norms' if alone else ''}",
     )
+
+
+def _fix(run: Recording, alone: bool, insides: Sequence[str], whole: bool, norm: NormDrift) -> str:
+    if whole:
+        fix = "Call .eval() on it after it was built, and again after every train() of a module around it."
+    elif alone or len(insides) > 2:
+        fix = (
+            "After every model.train(), which sets all children: for m in model.modules(): "
+            f"if isinstance(m, {norm.class_name}) and not m.weight.requires_grad: m.eval()."
+        )
+    else:
+        calls = "; ".join(f"model.{name}.eval()" for name in insides)
+        fix = f"After every model.train(), which sets all children: {calls}."
+    if uses(run, "lightning"):
+        fix += " In Lightning: in on_train_epoch_start."
+    elif uses(run, "transformers"):
+        fix += " The Trainer itself calls model.train() before every step: override train() in the model."
+    return fix

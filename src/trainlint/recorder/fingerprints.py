@@ -96,7 +96,7 @@ class Sampler:
 
 def telling(sample: Sample) -> bool:
     """Whether these values can be told from others': a constant, or fewer than four numbers, prove nothing."""
-    return len(sample) >= 4 and len(set(sample)) > 2 and all(math.isfinite(v) for v in sample)
+    return len(sample) >= 4 and len(set(sample)) > 2 and math.isfinite(sum(sample))
 
 
 def close(a: Sample, b: Sample) -> bool:

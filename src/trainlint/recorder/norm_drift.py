@@ -7,6 +7,7 @@ a sample of the channels, one transfer per device.
 from __future__ import annotations
 
 import statistics
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,14 +20,25 @@ NORMS, CHANNELS = 3000, 256
 
 
 class Norm:
-    """A module with running statistics."""
+    """A module with running statistics, and where it is."""
 
-    def __init__(self, root: int, name: str, module: Any, neighbour: Any) -> None:
+    def __init__(self, root: int, name: str, module: Any) -> None:
         self.root = root
         self.name = name
-        self.module = module
-        #: Parameters whose values tell whether something other than an optimizer moves them.
-        self.witnesses = [p for p in (getattr(module, "weight", None), neighbour) if p is not None]
+        self._module = weakref.ref(module)
+        self.before: list[float] = []
+        self.tracked: int | None = None
+
+    @property
+    def module(self) -> Any:
+        return self._module()
+
+    def witnesses(self, root: Any) -> list[Any]:
+        """Parameters whose values tell whether something other than an optimizer moves them: its own, and the first
+        beside it."""
+        parent = root.get_submodule(self.name.rpartition(".")[0])
+        found = [getattr(self.module, "weight", None), next(iter(parent.parameters()), None)]
+        return [p for p in found if p is not None]
 
 
 class NormDrift:
@@ -38,11 +50,10 @@ class NormDrift:
         self.buffers = buffers
         self.norms: list[Norm] = []
         self._known: set[int] = set()
-        self._before: list[list[float]] = []
-        self._tracked: list[int | None] = []
-        self._witnesses: list[tuple[list[tuple[int, Any]], measure.Samples]] = []
-        #: Parameters of each root by number, and those that could be trained when they were first seen.
-        self._names: dict[int, dict[str, Any]] = {}
+        #: Samples of the witnesses.
+        self._witnesses: list[tuple[list[int], measure.Samples]] = []
+        self._roots: dict[int, Any] = {}
+        #: Parameters that could be trained when they were first seen.
         self._trainable: set[int] = set()
         self._written = False
 
@@ -52,29 +63,29 @@ class NormDrift:
 
         parameters = self.session.recorder.parameters
         found: list[Norm] = []
+        witnesses: dict[int, Any] = {}
         for root in roots:
             inner, _ = unwrap(root)
-            modules = dict(inner.named_modules())
-            for name, module in modules.items():
+            for name, module in inner.named_modules():
                 if not isinstance(module, torch.nn.modules.batchnorm._NormBase) or id(module) in self._known:
                     continue
                 if getattr(module, "running_mean", None) is None or len(self.norms) + len(found) >= NORMS:
                     continue
                 self._known.add(id(module))
-                parent = modules.get(name.rpartition(".")[0], inner)
                 number = self.session.recorder.roots.of(root)
-                found.append(Norm(number, name, module, next(iter(parent.parameters()), None)))
-                if number not in self._names:
-                    self._names[number] = dict(inner.named_parameters())
-                    own = self._names[number].values()
-                    self._trainable.update(parameters.of(p) for p in own if p.requires_grad)
+                found.append(Norm(number, name, module))
+                if name:
+                    witnesses.update((parameters.of(p), p) for p in found[-1].witnesses(inner))
+                if number not in self._roots:
+                    self._roots[number] = weakref.ref(inner)
+                    self._trainable.update(parameters.of(p) for p in inner.parameters() if p.requires_grad)
         if not found:
             return
         self.norms += found
-        self._before += statistics_of([n.module for n in found])
-        self._tracked += tracked([n.module for n in found])
-        witnesses = {parameters.of(p): p for n in found for p in n.witnesses}
-        self._witnesses.append((list(witnesses.items()), measure.Samples(list(witnesses.items()))))
+        modules = [n.module for n in found]
+        for norm, before, count in zip(found, statistics_of(modules), tracked(modules), strict=True):
+            norm.before, norm.tracked = before, count
+        self._witnesses.append((list(witnesses), measure.Samples(list(witnesses.items()))))
 
     def close(self) -> None:
         """Write those that moved and that nothing trains."""
@@ -89,37 +100,35 @@ class NormDrift:
 
     def _drifts(self) -> tuple[list[dict[str, Any]], int]:
         numbers = self.session.recorder.parameters
+        origins = self.session.modules.origins
         held = self.session.optimizers.holds()
-        seen = self.session.modules.gradient_seen
-        above: dict[int, set[str]] = {}
-        for root, names in self._names.items():
-            trained = [
-                name
-                for name, p in names.items()
-                if (n := numbers.of(p)) in held and (p.requires_grad or n in seen or n in self._trainable)
-            ]
-            above[root] = {prefix for name in trained for prefix in prefixes(name)}
-        after = statistics_of([n.module for n in self.norms])
-        batches = tracked([n.module for n in self.norms])
-        moved = self._moved()
+        parameters = {root: dict(inner.named_parameters()) for root, ref in self._roots.items() if (inner := ref())}
+        trained = {root: {n for n, p in own.items() if self._trained(p, held)} for root, own in parameters.items()}
+        above = {root: {prefix for name in names for prefix in prefixes(name)} for root, names in trained.items()}
+        alive = [n for n in self.norms if n.root in parameters and n.module is not None]
+        modules = [n.module for n in alive]
+        moved = self._moved(parameters)
         out = []
         untrained = 0
-        for i, norm in enumerate(self.norms):
+        for norm, after, batches in zip(alive, statistics_of(modules), tracked(modules), strict=True):
             inside = next((p for p in prefixes(f"{norm.name}.") if p not in above[norm.root]), None)
             if inside is None:
                 continue
             untrained += 1
-            if self._before[i] == after[i]:
+            if norm.before == after or not after:
                 continue
-            names = self._names[norm.root]
-            around = [
-                p
-                for name, p in names.items()
-                if (not inside or name.startswith(f"{inside}.")) and not name.startswith(f"{norm.name}.")
-            ]
+            own = parameters[norm.root]
+            around = [n for n in own if within(n, inside) and not within(n, norm.name)]
+            if inside == norm.name and inside:
+                # Only itself: what lies beside it counts as frozen when most of that is.
+                parent = norm.name.rpartition(".")[0]
+                beside = [n for n in own if within(n, parent) and not within(n, norm.name)]
+                still = [n for n in beside if n not in trained[norm.root]]
+                if 2 * sum(own[n].numel() for n in still) > sum(own[n].numel() for n in beside):
+                    around = still
             module = norm.module
-            own = list(module.parameters(recurse=False))
-            later, first = batches[i], self._tracked[i]
+            weights = list(module.parameters(recurse=False))
+            witnesses = norm.witnesses(self._roots[norm.root]()) if norm.name else weights
             out.append(
                 {
                     "name": norm.name,
@@ -128,27 +137,43 @@ class NormDrift:
                     "inside": inside,
                     "whole": inside == "",
                     "inside_tensors": len(around),
-                    "inside_loaded": sum(numbers.get(p) in self.session.modules.origins for p in around),
+                    "inside_loaded": sum(numbers.get(own[n]) in origins for n in around),
                     "origin": self.buffers.get(numbers.of(module.running_mean), "fresh"),
                     "training": bool(module.training),
                     "momentum": module.momentum,
-                    "affine": bool(own),
-                    "frozen": not any(p.requires_grad for p in own),
-                    "parameters_moved": any(numbers.of(p) in moved for p in norm.witnesses),
-                    "batches": later - first if first is not None and later is not None else None,
-                    **shift(self._before[i], after[i]),
+                    "affine": bool(weights),
+                    "frozen": not any(p.requires_grad for p in weights),
+                    "parameters_moved": any(numbers.of(p) in moved for p in witnesses),
+                    "batches": batches - norm.tracked if batches is not None and norm.tracked is not None else None,
+                    **shift(norm.before, after),
                 }
             )
         return out, untrained
 
-    def _moved(self) -> set[int]:
+    def _trained(self, parameter: Any, held: set[int]) -> bool:
+        number = self.session.recorder.parameters.of(parameter)
+        if number not in held:
+            return False
+        seen = self.session.modules.gradient_seen
+        return bool(parameter.requires_grad or number in seen or number in self._trainable)
+
+    def _moved(self, parameters: dict[int, dict[str, Any]]) -> set[int]:
         """Numbers of the witnesses that changed."""
+        numbers = self.session.recorder.parameters
+        tensors = {numbers.of(p): p for own in parameters.values() for p in own.values()}
         out: set[int] = set()
-        for items, before in self._witnesses:
+        for members, before in self._witnesses:
+            items = [(n, tensors[n]) for n in members if n in tensors]
+            if len(items) != len(members):
+                continue  # a module is gone
             numels = {n: measure.local(p).numel() for n, p in items}
             _, changed = before.compare(measure.Samples(items), numels)
             out.update(n for n, share in changed.items() if share > 0)
         return out
+
+
+def within(name: str, module: str) -> bool:
+    return not module or name.startswith(f"{module}.")
 
 
 def prefixes(name: str) -> list[str]:
