@@ -145,20 +145,18 @@ def install(session: Session, hooks: ImportHooks) -> None:
     search = Search(session, paths)
     noticed = recorder.quiet(paths.checkpointed)
 
-    def make(original: Any) -> Any:
-        def apply(function: Any, preserve_rng_state: Any, *args: Any) -> Any:
-            cut = None
-            if torch.is_grad_enabled() and not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-                cut = noticed(function, args)
-            paths.checkpoints.append(cut)
-            try:
-                return original(function, preserve_rng_state, *args)
-            finally:
-                paths.checkpoints.pop()
+    def apply(cls: Any, function: Any, *args: Any) -> Any:
+        cut = None
+        if torch.is_grad_enabled() and not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+            cut = noticed(function, args)
+        paths.checkpoints.append(cut)
+        try:
+            return super(CheckpointFunction, cls).apply(function, *args)
+        finally:
+            paths.checkpoints.pop()
 
-        return apply
-
-    wrap(CheckpointFunction, "apply", make)
+    # Inherited by classes derived from it, which must stay themselves.
+    setattr(CheckpointFunction, "apply", classmethod(apply))
 
     stepped = recorder.quiet(search.stepped)
     reached = recorder.quiet(search.backward)
