@@ -28,6 +28,7 @@ PARTS = (
     "amp",
     "checkpoints",
     "uninitialised",
+    "histograms",
     "provenance",
     "shadows",
     "adapters",
