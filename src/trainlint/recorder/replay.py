@@ -256,8 +256,8 @@ class Spread:
     def done(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if name and (next(iter(module.children()), None) is not None or len(self.found) >= 4 * replay_units.TENSORS):
             return
-        tensor = next((t for t in tensors(output) if t.is_floating_point() and t.numel()), None)
-        if tensor is None or name in self._names or tensor.numel() > 1 << 26:
+        tensor = next((t for t in tensors(output) if replay_units.measurable(t)), None)
+        if tensor is None or name in self._names:
             return
         self._names.add(name)
         self.found.append(replay_units.distribution("activation", name, type(module).__name__, tensor, self.samples))
@@ -339,11 +339,19 @@ def install(session: Session, hooks: ImportHooks) -> None:
     wrap(_BaseDataLoaderIter, "__next__", around(after=fetched))
 
     before_step = recorder.quiet(replayer.before_step)
+    disabled: list[Any] = []
+
+    def untraced() -> Any:
+        # Around a step inside torch.compile the compiler would trace what the hook calls.
+        disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
+        if disable is not None and not disabled:
+            disabled.append(disable(before_step))
+        return disabled[0] if disabled else before_step
 
     def pre_hook(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if replayer.loss is None or torch.compiler.is_compiling() or recorder.busy:
+        if torch.compiler.is_compiling() or replayer.loss is None or recorder.busy:
             return
         if threading.get_ident() == session.training_thread:
-            before_step()
+            untraced()()
 
     register_optimizer_step_pre_hook(pre_hook)

@@ -22,6 +22,8 @@ BREAKS = ("matmul", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention", 
 USES = 256
 TENSORS = 64
 BINS = 32
+#: Elements of a tensor that is looked at as a whole.
+LARGEST = 1 << 26
 #: Least rows, and least elements of a row, that are compared.
 ROWS = 4
 #: Elements of a histogram.
@@ -113,6 +115,21 @@ class Units:
         return [{**u, "dead": int(u["dead"].sum()), "silent": int(u["silent"].sum())} for u in self.uses.values()]
 
 
+def measurable(tensor: Any) -> bool:
+    """A floating tensor with memory, of a dtype that has arithmetic, of a size that can be looked at."""
+    import torch
+
+    return bool(
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.is_floating_point()
+        and tensor.element_size() >= 2  # float8 has none
+        and tensor.layout == torch.strided
+        and 0 < tensor.numel() <= LARGEST
+        and tensor.device.type != "meta"
+        and not measure.emptied(tensor)
+    )
+
+
 def distribution(what: str, name: str, class_name: str, tensor: Any, samples: int | None = None) -> dict[str, Any]:
     """One ``Distribution``, still on the device: :func:`read` makes numbers of it."""
     import torch
@@ -171,12 +188,7 @@ def read(entry: dict[str, Any]) -> dict[str, Any]:
 def of_parameters(session: Any) -> list[dict[str, Any]]:
     """Weights and gradients of trained parameters: an even choice, and all whose rows are all the same."""
     modules = session.modules
-    known = [
-        (number, p)
-        for number, p in modules.parameters.items()
-        if p.requires_grad and p.is_floating_point() and 0 < measure.local(p).numel() <= 1 << 26
-        and p.device.type != "meta" and not measure.emptied(measure.local(p))
-    ]  # fmt: skip
+    known = [(n, p) for n, p in modules.parameters.items() if p.requires_grad and measurable(measure.local(p))]
     chosen = {number for number, _ in evenly(known, TENSORS)}
     out = []
     for number, p in known:
@@ -187,7 +199,7 @@ def of_parameters(session: Any) -> list[dict[str, Any]]:
         if number in chosen or same:
             out.append({**distribution("weight", name, owner, tensor), "identical_rows": same})
             grad = p.grad
-            if grad is not None and grad.layout == tensor.layout and grad.numel():
+            if grad is not None and measurable(measure.local(grad)):
                 entry = distribution("gradient", name, owner, measure.local(grad))
                 out.append({**entry, "identical_rows": same_rows(measure.local(grad))})
     return [read(entry) for entry in out]
