@@ -30,7 +30,7 @@ PROGRAM = """
         return made[-1]
 
     torch.manual_seed(0)
-    for name in "abcdefghijklmnop":
+    for name in "abcdefghijklmn":
         torch.save({"model": Base().state_dict(), "step": 7}, f"{name}.pt")
     read = lambda name: torch.load(f"{name}.pt", mmap=True)["model"]
     fits = lambda state, net: {k: v for k, v in state.items()
@@ -42,6 +42,13 @@ PROGRAM = """
     torch.save({f"module.{k}": v for k, v in Base().state_dict().items()}, "filtered.pt")
     net = model("FilteredAway")
     own = net.state_dict(); own.update(fits(torch.load("filtered.pt"), net)); net.load_state_dict(own)
+    torch.save({f"module.{k}": v for k, v in Base(classes=6).state_dict().items()}, "half1.pt")
+    torch.save({f"module.{k}": v for k, v in Base(classes=6).state_dict().items()}, "half2.pt")
+    net = model("Mixture", classes=6); one, two = torch.load("half1.pt"), torch.load("half2.pt")
+    net.load_state_dict({k[7:]: (one[k] - two[k]) / 2 for k in one}, strict=False)
+    net = model("Interpolated", classes=7); state = dict(read("n"))
+    state["head.weight"] = nn.functional.interpolate(state["head.weight"].t()[None], size=7)[0].t()
+    del state["head.bias"]; net.load_state_dict(state, strict=False)
     net = model("Copied", classes=3)
     with torch.no_grad():
         for k, v in read("d").items():
@@ -177,6 +184,14 @@ def test_set_anew_after_the_load(run: Recording) -> None:
 def test_rows_that_were_added(run: Recording) -> None:
     found = origins(run, "Wider")
     assert found["head.weight"] == "l.pt" and found["head.bias"] == "fresh"
+
+
+def test_values_that_were_worked_on(run: Recording) -> None:
+    assert run.provenance is not None
+    root = next(r.id for r in run.roots if r.class_name == "Mixture")
+    assert not any(load.root == root for load in run.provenance.loads)
+    assert origins(run, "Interpolated")["head.weight"] == "n.pt"
+    assert origins(run, "Interpolated")["head.bias"] == "fresh"
 
 
 def test_a_resumed_run(run: Recording) -> None:

@@ -20,8 +20,9 @@ Source = tuple[Part, str]
 LISTED = 2000
 #: Components of a name that wrappers put in.
 _WRAPPING = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module", "base_layer"))
-#: Correlation of samples, over all tensors of a load, below which the values have nothing to do with the file's.
-_UNRELATED = 0.25
+#: Correlation of samples, over all tensors of a load, below which values are unrelated (three standard deviations of
+#: it where that is more), and how many values that takes.
+_UNRELATED, _VALUES = 0.25, 36
 #: Share of a file's weights, or tensors, that fit a module by their shapes, for the file to have been meant for it.
 _MEANT = 0.5
 
@@ -173,9 +174,9 @@ class Arrivals:
             elif telling(theirs):
                 differing.setdefault(id(call), []).append((entry, source, entry.sample, theirs))
         for items in differing.values():
-            related = correlation([(mine, theirs) for *_, mine, theirs in items])
+            anew = unrelated([(mine, theirs) for *_, mine, theirs in items])
             for entry, source, *_ in items:
-                if related is not None and abs(related) < _UNRELATED:
+                if anew:
                     entry.overwritten = True
                 else:  # rescaled, averaged, pruned, trained on
                     entry.sources = [source]
@@ -277,10 +278,11 @@ class Arrivals:
             if weights and (weights >= _MEANT * total or sum(pairs.values()) >= _MEANT * len(part.shapes)):
                 fitting[root] = weights
         since = self.provenance.orders[id(part)]
-        for call in self.provenance.calls:  # one that was given other values, after the file was read
+        for call in self.provenance.calls:  # one that was given its own values back, after the file was read
             place = places.get(id(call.module()))
             if not call.parts and call.order > since and place is not None and place[0] in fitting:
-                return self._load("filtered", [part], place, entries, arrived, call)
+                # Values that are no file's may be made of this one's: an average, a dequantised copy.
+                return self._load("filtered", [part], place, entries, arrived, call) if call.echo else None
         if not fitting or part.path in self.provenance.written:
             return None
         root = max(fitting, key=lambda r: (fitting[r], -r))
@@ -416,17 +418,20 @@ def _common(names: list[str]) -> str:
     return ".".join(shared)
 
 
-def correlation(pairs: list[tuple[Sample, Sample]]) -> float | None:
-    """Of the deviations from each tensor's own mean, over all pairs; ``None`` for too few numbers."""
+def unrelated(pairs: list[tuple[Sample, Sample]]) -> bool:
+    """Whether values have nothing to do with the file's: their deviations from each tensor's mean do not correlate.
+
+    Half of an average of two files, or what pruning and noise leave, still correlates by 0.7 and more.
+    """
     cross = mine = theirs = 0.0
     count = 0
     for a, b in pairs:
         mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
-        scale = math.sqrt(sum((y - mean_b) ** 2 for y in b)) or 1.0
-        cross += sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True)) / scale**2
-        mine += sum((x - mean_a) ** 2 for x in a) / scale**2
-        theirs += sum((y - mean_b) ** 2 for y in b) / scale**2
+        scale = sum((y - mean_b) ** 2 for y in b) or 1.0
+        cross += sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True)) / scale
+        mine += sum((x - mean_a) ** 2 for x in a) / scale
+        theirs += sum((y - mean_b) ** 2 for y in b) / scale
         count += len(a)
-    if count < 32 or not theirs:
-        return None
-    return cross / math.sqrt(mine * theirs) if mine > 0 else 0.0
+    if count < _VALUES or not theirs or not mine:
+        return False
+    return abs(cross) / math.sqrt(mine * theirs) < min(0.5, max(_UNRELATED, 3 / math.sqrt(count)))

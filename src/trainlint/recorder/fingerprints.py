@@ -47,8 +47,7 @@ class Sampler:
         """The sampled elements where the tensor is; ``None`` when it has none that can be read."""
         import torch
 
-        shard = getattr(tensor, "_local_tensor", None)
-        tensor = (tensor if shard is None else shard).detach()
+        tensor = tensor.detach()  # a shard is not compared with a whole tensor: its type is another
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
             return None
         if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.device.type == "meta" or emptied(tensor):

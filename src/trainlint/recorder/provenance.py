@@ -46,6 +46,8 @@ class Call:
         self.parts: list[Part] = []
         #: Numbers of the module's tensors, and the tensor of a file that each received; ``None``: the library says so.
         self.received: dict[int, tuple[Part, str] | None] = {}
+        #: It was given nothing but the module's own tensors back.
+        self.echo = False
         #: What from_pretrained says: keys of the file that have no place in the module, or another shape there.
         self.unexpected: set[str] = set()
 
@@ -141,6 +143,7 @@ class Provenance:
         own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
         dropped = set(getattr(result, "unexpected_keys", None) or ())
         values = {str(k): v for k, v in state_dict.items() if hasattr(v, "shape")}
+        call.echo = all(k in own and own[k].data_ptr() == v.data_ptr() for k, v in values.items())
         samples = self.sampler.take(list(values.values()))
         self.up_to_date()
         sources: dict[str, list[tuple[Part, str]]] = {}
@@ -159,6 +162,11 @@ class Provenance:
                     shape = tuple(value.shape)
                     names = list(renamed(key, renamings))
                     found = next(((p, k) for p in call.parts for k in names if p.shapes.get(k) == shape), None)
+                elif found is None and not sources[key]:
+                    # Changed on the way: resized, interpolated.
+                    names = list(renamed(key, renamings))
+                    if any(k in p.shapes and p.shapes[k] != tuple(value.shape) for p in call.parts for k in names):
+                        call.received[self.recorder.parameters.of(own[key])] = None
                 if found is not None:
                     call.received[self.recorder.parameters.of(own[key])] = found
         self.calls.append(call)
