@@ -46,9 +46,10 @@ def worker_rng_repeats(run: Recording) -> Iterator[Finding]:
 
     ## When it may be wrong
     Datasets without randomness, or whose randomness is a function of the index, are silent. Repeats of the epochs
-    alone are a warning when the order is shuffled: the same random numbers then meet other samples. Not looked at:
-    workers that are spawned (their modules are imported anew), iterable datasets, datasets that hold an open file,
-    samples that take longer than about 0.07 s to make.
+    alone are a warning when the order is shuffled (the same random numbers then meet other samples) or a
+    `worker_init_fn` seeds the workers. Not looked at: workers that are spawned (their modules are imported anew),
+    iterable datasets, datasets that hold an open file, processes of more than 24 GB, samples that take longer than
+    about 0.07 s to make.
 
     ## References
     torch documentation, "Randomness in multi-process data loading"; pytorch/pytorch issue 5059.
@@ -114,8 +115,9 @@ def _finding(run: Recording, loader: Loader, data: LoaderData, draws: Draws, wor
             f"Every epoch of {name} draws the same randomness. {drawn}{came} in the first epoch, and bit for bit the "
             "same in the next."
         )
-    # With another order the repeated numbers meet other samples.
-    weaker = "warning" if not workers and loader.shuffle is not False else None
+    # With another order the repeated numbers meet other samples; a worker_init_fn may count epochs by what is only seen
+    # in whole ones.
+    weaker = "warning" if not workers and (loader.shuffle is not False or data.worker_init) else None
     # Generators of the dataset are copied into all workers alike: they are not why the epochs alone repeat.
     kept = data.generators if workers else ()
     return Finding(

@@ -49,16 +49,19 @@ def test_repeats_in_the_next_epoch_too() -> None:
     assert severity == "error" and "next epoch" in finding.message
 
 
-@pytest.mark.parametrize(("shuffle", "expected"), [(True, "warning"), (False, "error")])
-def test_epochs_that_repeat(shuffle: bool, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("shuffle", "init", "expected"), [(True, "", "warning"), (False, "seed", "warning"), (False, "", "error")]
+)
+def test_epochs_that_repeat(shuffle: bool, init: str, expected: str) -> None:
     """With another order the repeated numbers meet other samples."""
     run = train()
     run.loaders.clear()
     run.loader(workers=2, shuffle=shuffle, at=at(20))
-    seen = samples(drawn(STREAM, OTHER), drawn(STREAM, OTHER, "next-epoch"), worker_init="seed", worker_init_at=at(4))
+    where = at(4) if init else None
+    seen = samples(drawn(STREAM, OTHER), drawn(STREAM, OTHER, "next-epoch"), worker_init=init, worker_init_at=where)
     severity, finding = only(worker_rng_repeats, run, samples=seen)
     assert severity == expected
-    assert "worker_init_fn seed (train.py:4)" in finding.message
+    assert ("worker_init_fn seed (train.py:4)" in finding.message) is bool(init)
 
 
 def test_one_worker_repeats_its_epochs() -> None:

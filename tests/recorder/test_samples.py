@@ -80,7 +80,8 @@ def test_drawing_changes_nothing(tmp_path: Path) -> None:
         run = watch(PROGRAM.replace("{setup}", off + LOADERS), folder, steps=4)
         out[name] = (folder / "output").read_text()
         assert run.samples is not None
-        assert bool(run.samples.draws) == (name == "drawn")
+        assert [bool(d.straight) for d in run.samples.draws] == [name == "drawn"] * 2
+        assert {d.why for d in run.samples.draws} == {"" if name == "drawn" else "off"}
         assert run.boundary is not None and run.boundary.outcome == "crossed"
     assert out["drawn"] == out["plain"]
     assert out["drawn"].count("\n") >= 6

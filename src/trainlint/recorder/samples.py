@@ -153,8 +153,13 @@ class Samples:
             if not seen.written:
                 seen.written = True
                 self.recorder.emit("samples", {"passes": [self._pass(seen)]})
-        if self.session.done and self.session.batches and not child.possible():
-            self._draw("next-epoch" if began else "watch")
+        if self.session.done and self.session.batches:
+            when = "next-epoch" if began else "watch"
+            why = child.possible()
+            if not why:
+                self._draw(when)
+            for n in self.session.boundary.passes.training() if why else ():
+                self._refused(n, when, why)
 
     def _pass(self, seen: Seen) -> dict[str, Any]:
         one = seen.one
