@@ -14,9 +14,9 @@ from trainlint.recording.schema import Backward, Experiment
 from trainlint.recording.timeline import of_kind
 
 #: A loss that has gone less than this share of its way is not being learned; where the watched steps show a fault that
-#: explains it, also one that has gone less than the second.
+#: explains it, also one that has not come near its floor.
 FAILED = 0.5
-FAILED_WITH_CAUSE = 0.9
+NEAR = 0.95
 #: A loss at the start this many times that of guessing, and that much above it, is no bad luck of the weights.
 FAR_ABOVE = 3.0
 ABOVE = 2.0
@@ -70,7 +70,7 @@ def cannot_overfit_one_batch(run: Recording) -> Iterator[Finding]:
             f"{LEAST_STEPS} are needed"
         )
     known = causes(run)
-    enough = FAILED_WITH_CAUSE if known and found.floor is not None else FAILED
+    enough = NEAR if known and found.floor is not None else FAILED
     if found.curve.ended == "reached" or (found.fallen >= enough and not found.constant):
         return
     if found.floor is not None and found.first - found.floor <= 0.02:

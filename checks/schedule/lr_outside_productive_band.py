@@ -47,7 +47,7 @@ def lr_outside_productive_band(run: Recording) -> Iterator[Finding]:
     ## When it may be wrong
     Bands are wide and the test is short. Where the loss did not respond to any rate beyond its own noise, nothing is
     said. A long warm-up, or a model that needs many steps before its loss moves at all, shows a band that lies too
-    high. Rates that are set by hand in a way that the first steps do not show are not judged as too low.
+    high. Of a rate that is set by hand only what the optimizer was built with is known; it is not judged as too high.
 
     ## References
     Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
@@ -62,19 +62,18 @@ def lr_outside_productive_band(run: Recording) -> Iterator[Finding]:
     if made.outcome != "done":
         raise NotObserved(f"the experiment made no step: {made.reason}")
     optimizer = next((o for o in run.optimizers if o.id == made.optimizer), None)
-    configured = made.configured_rate
-    if optimizer is None or not configured:
+    peak = made.peak_rate
+    if optimizer is None or not peak:
         raise NotObserved("the configured learning rate is not known")
     try:
         seen = band(made)
     except NoBand as reason:
         raise NotObserved(str(reason)) from None
-    if seen.diverges is not None and configured > ABOVE * seen.diverges:
-        yield _above(run, made, optimizer, seen, configured)
+    # Of rates that are set by hand only the one that the optimizer was built with is known, which nothing may use.
+    if seen.diverges is not None and made.configured_rate and made.configured_rate > ABOVE * seen.diverges:
+        yield _above(run, made, optimizer, seen, made.configured_rate)
         return
-    # A rate that the program sets by hand may still be warming up in the watched steps.
-    highest = max(configured, made.program_rate or 0.0)
-    low = _below(run, made, optimizer, seen, highest)
+    low = _below(run, made, optimizer, seen, peak)
     if low is not None:
         yield low
 

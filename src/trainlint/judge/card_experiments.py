@@ -50,7 +50,7 @@ def _data(made: Experiment) -> dict[str, Any]:
         "held_still": list(made.held_still),
         "repeated_by": made.repeated_by,
         "different_batches": made.different_batches,
-        "configured_rate": made.configured_rate,
+        "configured_rate": made.peak_rate,
         "loss": {
             "function": made.loss.function,
             "floor": made.loss.floor,
@@ -121,7 +121,7 @@ def _range(made: Experiment) -> tuple[str, dict[str, Any], Plot | None]:
     except NoBand as reason:
         why = str(reason)
     rates = {p.step: p.rate for p in curve.points if p.rate is not None} if curve is not None else {}
-    configured = made.configured_rate
+    configured = made.peak_rate
     known = f"configured {number(configured)}" if configured is not None else "configured rate not known"
     figures = {
         "band": [seen.begins, seen.ends] if seen is not None else None,

@@ -5,7 +5,7 @@ is written, the rates are set to what the experiment wants, and it is decided wh
 process is parked as after an ordinary watch. Reading the loss makes the program wait for its device once per step.
 
 The settings hold one JSON object: ``name`` (``overfit``, ``lr-range``), ``steps``, ``rate`` or ``low`` and ``high``,
-``peaks`` (optimizer number -> configured rate of each group), ``loaders`` (numbers of those that feed the training).
+``peaks`` (optimizer number -> configured rate of each group), ``loaders`` (whether loaders feed the training).
 The stream gets ``experiment`` lines: lists grow, other fields are replaced.
 """
 
@@ -129,8 +129,8 @@ class Experiment:
                 ],
             },
         )
-        self.losses.step_ended(loss)
         self.data.step_ended(self.steps)
+        self.losses.step_ended(loss)
         self.steps += 1
         self.since_step = 0
         self.given = []

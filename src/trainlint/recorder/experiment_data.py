@@ -6,6 +6,7 @@ import copy
 import gc
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 EVALUATION_BATCHES = 2
 #: Steps whose batch may differ: the first pass through the loop comes from other random numbers than the later ones.
 DIFFERENT_STEPS = 2
+#: Share of the steps that must have had the same batch.
+SAME = 0.9
 
 
 class Pass:
@@ -45,9 +48,9 @@ class Data:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.recorder = experiment.recorder
-        #: Loaders that feed the training: as the watch has seen, and as is seen here.
-        self.training: set[int] = {int(number) for number in experiment.plan.get("loaders", ())}
-        self.repeated_by = ("loader" if self.training else "random") if experiment.repeats else ""
+        #: Loaders that feed the training.
+        self.training: set[int] = set()
+        self.repeated_by = ("loader" if experiment.plan.get("loaders") else "random") if experiment.repeats else ""
         self._passes: dict[int, tuple[Any, Pass]] = {}
         self._recent: list[Pass] = []
         #: Most batches of one loader between two backwards.
@@ -57,13 +60,18 @@ class Data:
         self._first: dict[int, Any] = {}
         self._restore: list[Callable[[], None]] = []
         self._inputs: list[int] = []
-        self._prints: set[tuple[int, ...]] = set()
+        #: What the steps were given, by fingerprint, and at how many of them.
+        self._prints: Counter[tuple[int, ...]] = Counter()
         self._hooked = False
         #: An iterator is being opened to go on with a loader that came to its end.
         self._reopening = False
 
     def different_batches(self) -> int | None:
-        return len(self._prints) or None
+        """1 when it was the same batch, but for a few steps (an evaluation in between draws random numbers too)."""
+        if not self._prints:
+            return None
+        (_, most), *_ = self._prints.most_common(1)
+        return 1 if most >= SAME * self._prints.total() else len(self._prints)
 
     # -- what the experiment tells
 
@@ -83,8 +91,8 @@ class Data:
         if not self.experiment.repeats:
             return
         seen = (*self.experiment.losses.targets, *self._inputs)
-        if step >= DIFFERENT_STEPS and seen and len(self._prints) < 1000:
-            self._prints.add(seen)
+        if step >= DIFFERENT_STEPS and seen:
+            self._prints[seen] += 1
         self._inputs = []
         if step == 0:
             self._restore = list(_random_states())
@@ -131,14 +139,15 @@ class Data:
     def _next(self, iterator: Any, one: Pass, original: Callable[[Any], Any]) -> Any:
         if self._trained and not one.used and one.silent >= self._allowance(one):
             raise StopIteration  # an evaluation
-        feeds = one.number in self.training
-        if feeds and self.experiment.repeats and one.used:
-            batch = self._again(one)
-        elif feeds and one.used:
+        # Which loader feeds the training is known from the first backward on; some batches are read ahead of it.
+        may_feed = one.number in self.training or not self._trained
+        if one.used and not self.experiment.repeats:
             batch = self._onwards(iterator, one, original)
+        elif one.used and one.number in self._first:
+            batch = self._again(one)
         else:
             batch = original(iterator)  # its end is that of the pass
-            if feeds and self.experiment.repeats:
+            if may_feed and self.experiment.repeats:
                 self._first.setdefault(one.number, _copied(batch))
                 batch = self._again(one)
         one.delivered += 1

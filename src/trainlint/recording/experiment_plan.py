@@ -66,8 +66,8 @@ class Plan:
     optimizer: int | None = None
     configured_rate: float | None = None
     peaks: tuple[tuple[int, tuple[float, ...]], ...] = ()
-    #: Loaders that feed the training.
-    loaders: tuple[int, ...] = ()
+    #: DataLoaders feed the training; without, batches are drawn by hand.
+    loaders: bool = False
     #: The rate of a single curve, or the ends of a sweep.
     rate: float | None = None
     low: float | None = None
@@ -87,15 +87,16 @@ def plan(run: Recording, name: str) -> Plan:
     peaks = tuple((o.id, peak_rates(run, o)) for o in stepping)
     first = max(stepping, key=lambda o: max(peak_rates(run, o), default=0.0))
     configured = max((r for _, rates in peaks for r in rates), default=0.0) or None
+    known = all(_projected(run, o) for o in stepping)
     made = Plan(
         name,
         optimizer=first.id,
-        configured_rate=configured,
+        configured_rate=configured if known else None,
         peaks=peaks,
-        loaders=tuple(loader.id for loader in run.loaders if loader.training),
+        loaders=any(loader.training for loader in run.loaders),
     )
     if name == "overfit":
-        return replace(made, steps=OVERFIT_STEPS, rate=overfit_rate(run, first, configured))
+        return replace(made, steps=OVERFIT_STEPS, rate=overfit_rate(run, first, configured if known else None))
     low, high = LOWEST, HIGHEST
     if configured:
         low, high = min(low, configured / 30), max(high, configured * 3)
@@ -136,6 +137,12 @@ def _together(run: Recording, numbers: set[int]) -> bool:
             windows[-1].add(event.optimizer)
     whole = [w for w in windows if w]
     return bool(whole) and all(w == numbers for w in whole[: max(1, len(whole) - 1)])
+
+
+def _projected(run: Recording, optimizer: Optimizer) -> bool:
+    """Whether the rates of all groups are known over the whole run."""
+    length = planned_length(run, optimizer.id)
+    return all(projection(run, optimizer.id, g.index, planned=length).points for g in optimizer.groups)
 
 
 def peak_rates(run: Recording, optimizer: Optimizer) -> tuple[float, ...]:

@@ -77,11 +77,18 @@ class Experiment:
     #: How the same batch came again: ``loader`` (given out again), ``random`` (the random state was put back before
     #: each draw); empty when it was not to be the same.
     repeated_by: str = ""
-    #: Different inputs or targets that were seen at the steps from the third on; 1: the same batch every time.
+    #: Different inputs or targets that were seen at the steps from the third on; 1: the same batch at nearly all.
     different_batches: int | None = None
     loss: ExperimentLoss | None = None
-    #: ``Optimizer.id`` of the optimizer whose steps are counted, and its highest configured rate.
+    #: ``Optimizer.id`` of the optimizer whose steps are counted, and its highest rate over the whole run; ``None``: not
+    #: known (set by hand, so that the watched steps may be a warm-up).
     optimizer: int | None = None
     configured_rate: float | None = None
-    #: The highest rate that the program itself set in the experiment, before it was replaced.
+    #: The highest rate that the program itself gave its optimizer or set by hand in the experiment, before it was
+    #: replaced.
     program_rate: float | None = None
+
+    @property
+    def peak_rate(self) -> float | None:
+        """The highest rate of the whole run, as far as it is known."""
+        return self.configured_rate or self.program_rate
