@@ -128,7 +128,7 @@ def _finding(run: Recording, made: Experiment, found: Fit, known: list[Cause], s
     tried = f"rate {at}" if len(rates) == 1 else f"rates {at}"
     if found.constant:
         what = (
-            f"One batch given {found.steps} times is not learned: the loss stays at {number(found.first)} to the last "
+            f"One batch given {found.steps} times is not learned: the loss stays at {number(found.last)} to the last "
             f"bit ({tried})."
         )
     elif found.diverged and not math.isfinite(found.last):

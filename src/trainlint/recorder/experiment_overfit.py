@@ -11,8 +11,9 @@ NEAR = 0.05
 NEAR_UNKNOWN = 0.01
 #: Steps in a row that must be near the floor.
 STAYS = 3
-#: Steps in which no bit of the loss changed.
+#: Steps in which no bit of the loss changed, after the first ones, which may have had other random numbers.
 CONSTANT = 30
+SETTLING = 2
 #: A loss this many times above where it began, for a few steps, will not come back.
 BLOWN_UP = 10.0
 BLOWN_UP_STEPS = 5
@@ -48,7 +49,7 @@ class Overfit:
         near = NEAR if floor is not None else NEAR_UNKNOWN
         if made > STAYS and height > 0 and all(x - (floor or 0.0) <= near * height for x in self.losses[-STAYS:]):
             return "reached"
-        if made >= CONSTANT and all(x == first for x in self.losses):
+        if made >= CONSTANT + SETTLING and len(set(self.losses[SETTLING:])) == 1:
             return "constant"
         high = max(abs(height), abs(first))
         if made > BLOWN_UP_STEPS and all(x > first + BLOWN_UP * high for x in self.losses[-BLOWN_UP_STEPS:]):

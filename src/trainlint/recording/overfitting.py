@@ -20,6 +20,8 @@ __all__ = ["Cause", "Fit", "best_curve", "causes", "fit", "losses_of", "room_to_
 _WEIGHTS_PER_POSITION = 10
 #: Steps that a curve must have to say anything.
 LEAST_STEPS = 20
+#: The first steps may have had other random numbers (noise, masks) than all later ones.
+_SETTLING = 2
 #: A loss is still falling when its last fifth fell by at least this share of the whole fall.
 _STILL = 0.05
 
@@ -37,7 +39,7 @@ class Fit:
     steps: int
     #: Share of the way from the first loss to its floor (0 where the floor is not known) that the lowest loss has gone.
     fallen: float
-    #: No bit of the loss changed over all steps.
+    #: No bit of the loss changed from the third step to the last.
     constant: bool
     #: It fell to the last.
     still_falling: bool
@@ -89,7 +91,7 @@ def fit(experiment: Experiment) -> Fit | None:
         floor,
         len(losses),
         fallen,
-        constant=len(losses) >= LEAST_STEPS and all(x == first for x in losses),
+        constant=len(losses) >= LEAST_STEPS and len(set(losses[_SETTLING:])) == 1,
         still_falling=first > lowest and falls > _STILL * (first - lowest) / 2,
         diverged=all(c.ended == "diverged" for c in experiment.curves),
     )
