@@ -75,7 +75,8 @@ def _count(views: list[tuple[int, bool, Any]]) -> dict[str, Any]:
     sizes = [view.numel() for _, _, view in views if view.device == device]
     half: list[int] = []
     counts = torch.zeros(4, dtype=torch.int64)
-    for (number, own, _), values in zip((v for v in views if v[2].device == device), torch.split(flat, sizes), strict=True):
+    here = [v for v in views if v[2].device == device]
+    for (number, own, _), values in zip(here, torch.split(flat, sizes), strict=True):
         small = (values != 0) & (values.abs() < SMALLEST_NORMAL)
         if not own:
             same = values.half().float() == values
