@@ -199,7 +199,7 @@ def _finding(run: Recording, shared: _Shared) -> Finding | None:
             "trained_weights": shared.weights,
             "relative_step": relative,
         },
-        fix=_fix(run, shared, groups[0].pattern, low, high),
+        fix=_fix(run, shared, [g.pattern for g in groups], low, high),
         severity=Severity.WARNING if wrecks or substantial else Severity.INFO,
         about=pattern,
     )
@@ -212,9 +212,9 @@ def _group(run: Recording, optimizer: Optimizer, index: int) -> dict[str, object
     return {"group": index, "rate": _peak(run, optimizer, index), "loaded": len(loaded), "fresh": len(fresh)}
 
 
-def _fix(run: Recording, shared: _Shared, pattern: str, low: float, high: float) -> str:
-    prefix = pattern.removesuffix("*")
-    test = f'n.startswith("{prefix}")' if prefix.endswith(".") else f'n == "{pattern}"'
+def _fix(run: Recording, shared: _Shared, patterns: Sequence[str], low: float, high: float) -> str:
+    starts = ", ".join(f'"{p.removesuffix("*")}"' for p in patterns[:4]) + (", ..." if len(patterns) > 4 else "")
+    test = f"n.startswith(({starts}))" if len(patterns) > 1 else f"n.startswith({starts})"
     name = shared.optimizer.class_name
     code = (
         f"new = [p for n, p in model.named_parameters() if {test}]; "

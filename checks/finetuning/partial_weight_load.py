@@ -188,7 +188,9 @@ def _prefix_fix(run: Recording, load: WeightLoad, renaming: Renaming) -> str:
 
 
 def _finding(run: Recording, load: WeightLoad, fault: _Fault, about: str) -> Finding:
-    model = load.class_name or next((r.class_name for r in run.roots if r.id == load.root), "the model")
+    model = next((r.class_name for r in run.roots if r.id == load.root), "the model")
+    if load.module and load.class_name:
+        model = load.class_name
     if load.module:
         model = f"{model} ({load.module})" if load.class_name else load.module
     at = place(load.at)
