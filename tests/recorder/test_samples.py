@@ -93,13 +93,35 @@ def test_what_workers_drew(tmp_path: Path) -> None:
     assert run.samples is not None
     first, later = run.samples.draws
     assert (first.when, later.when) == ("watch", "next-epoch")
-    assert len(first.straight) == 2 and len(first.straight[0]) == 16
-    assert first.straight[0] == first.straight[1] and len(set(first.straight[0])) == 16
-    assert first.straight == later.straight, "the dataset of the main process never moves"
+    assert len(first.straight) == 2 and len(first.straight[0]) >= 6
+    assert first.straight[0] == first.straight[1] and len(set(first.straight[0])) == len(first.straight[0])
+    both = min(len(first.straight[0]), len(later.straight[0]))
+    assert first.straight[0][:both] == later.straight[0][:both], "the dataset of the main process never moves"
     assert first.turned[0] != first.turned[1]
     facts = {d.loader: d for d in run.samples.loaders}[first.loader]
     assert facts.generators == ("dataset.rng (numpy Generator)",)
     assert facts.sampler == "RandomSampler" and facts.own_generator and facts.start_method == "fork"
+
+
+def test_a_generator_made_at_the_first_sample(tmp_path: Path) -> None:
+    """Each worker makes its own: nothing may draw a sample before the workers are started."""
+    setup = """
+class Lazy(Noisy):
+    rng = None
+    def __init__(self, n):
+        self.x = torch.randn(n, 8)
+    def __getitem__(self, i):
+        if self.rng is None:
+            self.rng = np.random.default_rng(torch.initial_seed())
+        return super().__getitem__(i)
+train = DataLoader(Lazy(48), batch_size=8, num_workers=2)
+held_out = DataLoader(Lazy(16), batch_size=8)
+"""
+    run = watch(PROGRAM.replace("{setup}", setup), tmp_path)
+    assert run.samples is not None
+    assert len(run.samples.draws) == 2
+    for draws in run.samples.draws:
+        assert not set(draws.straight[0]) & set(draws.straight[1])
 
 
 def test_passes_and_batches(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ WORKERS = 2
 #: Seconds for the draws by workers, and for the samples of two datasets that are compared.
 WORKERS_S = 1.0
 COMPARE_S = 0.5
+#: Two samples that take longer than this are too slow.
+SLOW_S = 0.2
 #: Samples of one dataset that are compared; positions at which classes are looked at.
 COMPARED = 4096
 SPREAD = 48
@@ -77,30 +79,55 @@ def positions(source: Source) -> list[Any]:
     return found
 
 
+class Plan:
+    """The positions that workers draw, one after the other to each in turn: lazily, as long as there is time."""
+
+    def __init__(self, first: Any, other: Any, workers: int, auto: bool) -> None:
+        self.first, self.other, self.workers, self.auto = first, other, workers, auto
+        #: Rounds in which all workers draw ``first``.
+        self.straight = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        deadline = time.monotonic() + WORKERS_S
+        while self.straight < STRAIGHT and (self.straight < FEWEST or time.monotonic() < deadline):
+            self.straight += 1
+            yield from self._round([self.first] * self.workers)
+        pair = [self.first, self.other]
+        for turn in range(2 * TURNS):
+            yield from self._round([pair[(turn + worker) % 2] for worker in range(self.workers)])
+
+    def _round(self, positions: list[Any]) -> list[Any]:
+        return [[p] for p in positions] if self.auto else positions
+
+
 def by_workers(source: Source, index: Any, tell: Tell) -> None:
-    """Tell a ``Draws``: ``index`` of the last time, or ``None`` for one that the loader would ask for."""
+    """Tell a ``Draws``: ``index`` of the last time, or ``None`` for one that the loader would ask for.
+
+    Only workers touch the dataset: what it makes at its first sample must not be made before they are started.
+    """
     found = positions(source)
     if len(found) < 2:
         raise ValueError("the dataset has fewer than two samples")
     first = found[0] if index is None else next((p for p in found if str(p) == index), _like(found[0], index))
     other = found[1] if found[1] != first else found[0]
-    began = time.monotonic()
-    Hashed(source.collate)([source.dataset[first]] if source.auto else source.dataset[first])
-    item_s = time.monotonic() - began
-    straight = min(STRAIGHT, int(WORKERS_S / max(item_s, 1e-6)) - 2 * TURNS)
-    if straight < FEWEST:
-        raise ValueError(f"one sample takes {item_s:.2f} s to make, too long to draw it often enough")
     workers = min(source.workers, WORKERS)
-    plans = [[first] * straight + ([first, other] if w % 2 == 0 else [other, first]) * TURNS for w in range(workers)]
-    hashes: list[list[str]] = [[] for _ in plans]
-    for task, text in enumerate(_loader(source, [p for step in zip(*plans, strict=True) for p in step], workers)):
+    plan = Plan(first, other, workers, source.auto)
+    hashes: list[list[str]] = [[] for _ in range(workers)]
+    began: float | None = None
+    for task, text in enumerate(_loader(source, plan, workers)):
         hashes[task % workers].append(text)
+        began = began or time.monotonic()
+        if task == 2 * workers and time.monotonic() - began > SLOW_S:
+            raise ValueError(
+                f"one sample takes {(time.monotonic() - began) / 2:.2f} s to make, too long to draw it often"
+            )
+    straight = plan.straight
     tell(
         {
             "index": str(first),
             "straight": [h[:straight] for h in hashes],
             "turned": [h[straight + w % 2 :: 2] for w, h in enumerate(hashes)],
-            "item_s": round(item_s, 6),
+            "item_s": round((time.monotonic() - (began or 0.0)) / max(1, len(hashes[0]) - 1), 6),
         }
     )
 
@@ -109,17 +136,15 @@ def _like(position: Any, text: str) -> Any:
     return int(text) if isinstance(position, int) and text.lstrip("-").isdigit() else position
 
 
-def _loader(source: Source, order: Sequence[Any], workers: int) -> Iterator[str]:
-    """One position after the other, each to the next worker in turn."""
+def _loader(source: Source, plan: Plan, workers: int) -> Iterator[str]:
     import torch
 
-    batches: dict[str, Any] = (
-        {"batch_sampler": [[p] for p in order]} if source.auto else {"sampler": list(order), "batch_size": None}
-    )
+    batches: dict[str, Any] = {"batch_sampler": plan} if source.auto else {"sampler": plan, "batch_size": None}
     return iter(
         torch.utils.data.DataLoader(
             source.dataset,
             num_workers=workers,
+            prefetch_factor=1,
             collate_fn=Hashed(source.collate),
             worker_init_fn=source.worker_init,
             generator=source.generator,

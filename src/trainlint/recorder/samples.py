@@ -199,6 +199,8 @@ class Samples:
                 if not isinstance(other, str) and self._first("overlap", source.dataset, other.dataset):
                     facts = {"training": n, "other": m}
                     jobs.append(("overlaps", facts, partial(draws.overlap, source, other)))
+        # Workers first, while no sample was drawn in the child itself.
+        jobs.sort(key=lambda job: job[0] != "draws")
         limit = LIMIT_S
         if when == "next-epoch":
             limit = min(limit, self.session.boundary._deadline - time.time() - SPARE_S)
