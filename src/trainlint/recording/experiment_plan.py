@@ -100,7 +100,15 @@ def plan(run: Recording, name: str) -> Plan:
     low, high = LOWEST, HIGHEST
     if configured:
         low, high = min(low, configured / 30), max(high, configured * 3)
-    return replace(made, steps=LR_RANGE_STEPS, low=low, high=high)
+    return replace(made, steps=_steps_of_sweep(run, first), low=low, high=high)
+
+
+def _steps_of_sweep(run: Recording, optimizer: Optimizer) -> int:
+    """As many as the program will make, where that is known and no loader or trainer can be told to go on."""
+    length = planned_length(run, optimizer.id)
+    if length is None or any(loader.training for loader in run.loaders) or run.frameworks:
+        return LR_RANGE_STEPS
+    return max(LR_RANGE_STEPS // 2, min(LR_RANGE_STEPS, length[0] - 1))
 
 
 def _refusal(run: Recording) -> str:

@@ -60,8 +60,9 @@ def band(experiment: Experiment) -> Band:
     curve = experiment.curves[-1] if experiment.curves else None
     points = [(p.rate, p.loss) for p in curve.points if p.rate is not None and p.loss is not None] if curve else []
     finite = [(rate, loss) for rate, loss in points if math.isfinite(loss)]
+    cut = f": {curve.reason}" if curve is not None and curve.ended not in ("swept", "diverged") and curve.reason else ""
     if len(finite) < _QUIET + _WINDOW:
-        raise NoBand(f"only {len(finite)} steps of the sweep have a loss")
+        raise NoBand(f"only {len(finite)} steps of the sweep have a loss{cut}")
     rates = [rate for rate, _ in finite]
     losses = [loss for _, loss in finite]
     before = statistics.median(losses[:_QUIET])
@@ -70,6 +71,8 @@ def band(experiment: Experiment) -> Band:
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
     fall = before - smooth[lowest]
     if fall < max(_LEAST_FALL * abs(before), _TIMES_NOISE * noise):
+        if cut:
+            raise NoBand(f"the sweep came no further than rate {rates[-1]:.1g}{cut}")
         raise NoBand(
             f"no rate from {rates[0]:.1g} to {rates[-1]:.1g} moved the loss beyond its own noise "
             f"({before:.4g} at first, {smooth[lowest]:.4g} at best)"
