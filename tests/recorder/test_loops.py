@@ -184,6 +184,35 @@ for epoch in range(settings.epochs):
 """,
         None,
     ),
+    "a loader that has no length": (
+        """
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.randn(8), torch.randint(0, 4, ())
+for x, y in torch.utils.data.DataLoader(Endless(), batch_size=4):
+    backward(x, y)
+    update()
+""",
+        None,
+    ),
+    "an iterable that delivers more than it said": (
+        """
+import warnings
+warnings.simplefilter("error")
+class More(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 4
+    def __iter__(self):
+        for _ in range(40):
+            yield torch.randn(8), torch.randint(0, 4, ())
+more = torch.utils.data.DataLoader(More(), batch_size=4)
+for x, y in more:
+    backward(x, y)
+    update()
+""",
+        1,
+    ),
     "a generator": (
         """
 def stream():

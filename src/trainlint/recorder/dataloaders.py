@@ -9,6 +9,7 @@ from typing import Any
 
 from . import loss_rows
 from .core import Recorder
+from .loader_facts import batches_in, innermost_sampler
 from .loss_rows import ROWS_CALLS
 from .patching import ImportHooks, around, wrap
 from .samples import Samples
@@ -52,17 +53,8 @@ def describe(loader: Any, number: int) -> dict[str, Any]:
     import torch
 
     batches_of: Any = getattr(loader, "batch_sampler", None)
-    # A loader built around a batch sampler (accelerate does) has a sampler of its own that nobody asks.
-    sampler: Any = getattr(batches_of, "sampler", None) or getattr(loader, "sampler", None)
-    for _ in range(3):
-        inner = getattr(getattr(sampler, "batch_sampler", None), "sampler", None)
-        if inner is None:
-            break
-        sampler = inner
-    try:
-        batches: int | None = len(loader)
-    except Exception:
-        batches = None
+    sampler = innermost_sampler(loader)
+    batches = batches_in(loader)
     try:
         samples: int | None = len(loader.dataset)
     except Exception:

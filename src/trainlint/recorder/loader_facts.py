@@ -15,6 +15,19 @@ OBJECTS = 400
 DEPTH = 4
 
 
+def batches_in(loader: Any) -> int | None:
+    """Batches of one pass over a loader; ``None`` when it does not know."""
+    # torch notes that an IterableDataset's length was asked for, and then warns when it delivers more.
+    asked = getattr(loader, "_IterableDataset_len_called", None)
+    try:
+        return len(loader)
+    except Exception:
+        return None
+    finally:
+        if hasattr(loader, "_IterableDataset_len_called"):
+            loader._IterableDataset_len_called = asked
+
+
 def innermost_sampler(loader: Any) -> Any:
     """The sampler that gives single positions, below batch samplers and the wrappers that accelerate puts around."""
     batches_of: Any = getattr(loader, "batch_sampler", None)

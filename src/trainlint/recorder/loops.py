@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from .core import FRAMEWORKS, Recorder, is_user_file, user_frame
+from .loader_facts import batches_in
 from .modules import inner_optimizer
 from .patching import ImportHooks, around, wrap
 from .watch import Session
@@ -279,7 +280,7 @@ def _size(value: Any) -> float | None:
     if isinstance(value, torch.Tensor) and value.ndim:
         return int(value.shape[0])
     if isinstance(value, torch.utils.data.DataLoader):
-        return len(value)
+        return batches_in(value)
     if type(value).__module__.split(".")[0] == "tqdm":
         total = vars(value).get("total")
         return total if isinstance(total, (int, float)) else Unknown
