@@ -7,15 +7,13 @@ from collections.abc import Iterator
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceLine, check
 from trainlint.recording.describe import number, plural
-from trainlint.recording.experiment_plan import OVERFIT_STEPS, seconds
+from trainlint.recording.experiment_plan import ENOUGH, OVERFIT_STEPS, seconds
 from trainlint.recording.loss_calls import lines_of
 from trainlint.recording.overfitting import LEAST_STEPS, Cause, Fit, causes, fit, room_to_fit
 from trainlint.recording.schema import Backward, Experiment
 from trainlint.recording.timeline import of_kind
 
-#: A loss that has gone less than this share of its way is not being learned; where the watched steps show a fault that
-#: explains it, also one that has not come near its floor.
-FAILED = 0.5
+#: Where the watched steps show a fault that explains it, a loss that has not come near its floor is one not learned.
 NEAR = 0.95
 #: A loss at the start this many times that of guessing, and that much above it, is no bad luck of the weights.
 FAR_ABOVE = 3.0
@@ -41,8 +39,9 @@ def cannot_overfit_one_batch(run: Recording) -> Iterator[Finding]:
 
     An error: the loss did not change at all, or it did not come near its floor and the watched steps show why (no other
     rate is tried then). A warning: it fell by less than half at every rate and stopped falling, with no known cause,
-    while the model has ten times more weights than the batch has targets and predicts straight from a layer. Also a
-    warning: the loss starts far above that of guessing (ln C for C classes) in a model whose weights are all fresh.
+    while the model has ten times more weights than the batch has targets, trains most of them, and predicts straight
+    from a layer. Also a warning: the loss starts far above that of guessing (ln C for C classes) in a model whose
+    weights are all fresh.
 
     ## What to do
     Repair the cause that the finding names; its own finding has the details. With none named, look at the batch: do the
@@ -70,7 +69,7 @@ def cannot_overfit_one_batch(run: Recording) -> Iterator[Finding]:
             f"{LEAST_STEPS} are needed"
         )
     known = causes(run)
-    enough = NEAR if known and found.floor is not None else FAILED
+    enough = NEAR if known and found.floor is not None else ENOUGH
     if found.curve.ended == "reached" or (found.fallen >= enough and not found.constant):
         return
     if found.floor is not None and found.first - found.floor <= 0.02:

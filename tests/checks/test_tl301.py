@@ -16,9 +16,10 @@ from trainlint.contract import NotApplicable, NotObserved
 from trainlint.recording.schema import Ending, Experiment, ExperimentLoss
 
 
-def program(weights: int = 4000, **scores: Any) -> Run:
+def program(weights: int = 4000, frozen: tuple[str, ...] = (), **scores: Any) -> Run:
     run = Run()
-    net = run.module("Net", {"body.weight": (weights // 10, 8), "head.weight": (weights // 10, 2)})
+    shapes = {"body.weight": (weights // 10, 8), "head.weight": (weights // 10, 2)}
+    net = run.module("Net", shapes, frozen=frozen)
     adam = run.optimizer("AdamW", net)
     trained("cross_entropy", {**SCORES, **scores}, INDICES, run=run)
     for _ in range(3):
@@ -63,6 +64,8 @@ def test_without_a_cause_it_is_a_warning_and_only_for_models_with_room() -> None
     assert judged(program(), stuck) == [("warning", "one-batch")]
     with pytest.raises(NotObserved, match="cannot be told"):
         judged(program(weights=40), stuck)  # a table of bigrams, a line through points
+    with pytest.raises(NotObserved, match="cannot be told"):
+        judged(program(frozen=("body",)), stuck)  # an adapter, a head on frozen weights
     with pytest.raises(NotObserved, match="cannot be told"):
         judged(program(made_by=""), stuck)  # similarities over a temperature
 

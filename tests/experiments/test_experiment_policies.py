@@ -61,6 +61,8 @@ def test_where_to_look_next() -> None:
     assert next_rate([curve([2.3 - 0.001 * i for i in range(300)], "steps", 1e-3)]) == pytest.approx(1e-2)
     assert next_rate([curve(falling(2.3, 0.1), "reached", 1e-3)]) is None
     assert next_rate([curve([2.3] * 30, "constant", 1e-3)]) is None
+    assert next_rate([curve(falling(2.3, 0.9), "plateau", 1e-3)]) is None, "it is being learned"
+    assert next_rate([curve(falling(2.3, 1.6), "plateau", 1e-3)], floor=1.1) is None
     assert next_rate([curve([2.3] * 9, "died", 1e-3)]) is None
     two = [curve([2.3, math.nan], "diverged", 1e-2), curve(falling(2.3, 2.2), "plateau", 1e-3)]
     assert next_rate(two) is None, "1e-2 was tried"

@@ -105,7 +105,8 @@ class _Maker:
             if now.points or not told.points:
                 told = now
             again = wanted.name == "overfit" and not _unrepeated(now) and not self.explained
-            rate = next_rate(curves) if again else None
+            floor = now.loss.floor if now.loss is not None and now.loss.alone else None
+            rate = next_rate(curves, floor) if again else None
             if rate is None:
                 break
             wanted = wanted.at(rate)

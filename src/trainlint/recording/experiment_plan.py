@@ -6,6 +6,7 @@ Pure functions over a :class:`~trainlint.recording.schema.Recording`; ``launch/e
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ LR_RANGE_STEPS = 100
 LOWEST, HIGHEST = 1e-7, 10.0
 #: Starts of the overfit experiment at most, each at another rate.
 MOST_STARTS = 3
+#: A loss that went this share of the way to its floor is being learned, at whatever pace.
+ENOUGH = 0.5
 
 #: Rates at which an optimizer can be expected to fit a batch within some hundred steps: lowest, usual, highest.
 _WORKABLE = {
@@ -184,8 +187,8 @@ def _kind(optimizer: Optimizer) -> tuple[float, float, float]:
     return next((rates for kind, rates in _WORKABLE.items() if kind in name and "adam" not in name), _ADAM)
 
 
-def next_rate(curves: Sequence[ExperimentCurve]) -> float | None:
-    """Where to look next after these curves, none of which came near its floor; ``None``: enough was tried.
+def next_rate(curves: Sequence[ExperimentCurve], floor: float | None = None) -> float | None:
+    """Where to look next after these curves; ``None``: enough was tried, or the last fell far enough to be believed.
 
     A loss that blew up or swung about is given a tenth of the rate, one that only crept ten times as much.
     """
@@ -194,6 +197,9 @@ def next_rate(curves: Sequence[ExperimentCurve]) -> float | None:
     if last.ended not in ("diverged", "plateau", "steps") or len(tried) >= MOST_STARTS or last.rate is None:
         return None
     losses = [p.loss for p in last.points if p.loss is not None]
+    finite = [x for x in losses if math.isfinite(x)]
+    if last.ended != "diverged" and finite and finite[0] - min(finite) > ENOUGH * (finite[0] - (floor or 0.0)) > 0:
+        return None
     rough = last.ended == "diverged" or (len(losses) > 20 and _swings(losses))
     rate = last.rate / 10 if rough else last.rate * 10
     return None if any(0.5 < rate / other < 2 for other in tried) else rate

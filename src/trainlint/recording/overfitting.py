@@ -101,14 +101,18 @@ def room_to_fit(run: Recording, experiment: Experiment) -> bool:
     """Whether one batch is something that this model could learn by heart and whose loss has a known lowest value.
 
     The predictions come straight out of a layer (no temperature, margin or bound stands between), the loss is one
-    function whose floor is known, and there are several times more weights than targets.
+    function whose floor is known, there are several times more weights than targets, and most of the model is trained:
+    adapters and heads on frozen weights can only do what these allow.
     """
     loss = experiment.loss
     if loss is None or not loss.alone or loss.floor is None or not loss.positions or loss.calls != 1:
         return False
     held = held_by(run)
-    weights = sum(p.numel for p in run.parameters if p.id in held and p.requires_grad)
+    trained = [p for p in run.parameters if p.id in held and p.requires_grad]
+    weights, roots = sum(p.numel for p in trained), {p.root for p in trained}
     if weights < _WEIGHTS_PER_POSITION * loss.positions:
+        return False
+    if 2 * weights < sum(p.numel for p in run.parameters if p.root in roots):
         return False
     lines = [line for line in lines_of(run, (loss.function,)) if alone(run, line)]
     return bool(lines) and all(i.made_by == "linear" for line in lines for i in line.inputs)
