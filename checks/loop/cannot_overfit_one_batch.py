@@ -41,7 +41,7 @@ def cannot_overfit_one_batch(run: Recording) -> Iterator[Finding]:
     rate is tried then). A warning: it fell by less than half at every rate and stopped falling, with no known cause,
     while the model has ten times more weights than the batch has targets, trains most of them, and predicts straight
     from a layer. Also a warning: the loss starts far above that of guessing (ln C for C classes) in a model whose
-    weights are all fresh.
+    weights are all fresh (with tied weights, information).
 
     ## What to do
     Repair the cause that the finding names; its own finding has the details. With none named, look at the batch: do the
@@ -196,7 +196,8 @@ def _start(run: Recording) -> Iterator[Finding]:
             at=line.at,
             evidence={"loss_first": call.value, "classes": seen.classes, "ln_classes": guessing},
             fix="Initialise the last layer smaller, and bring its inputs to unit size (a norm before it).",
-            severity=Severity.WARNING,
+            # An output layer that is also the embedding is drawn as wide as an embedding by many who know it.
+            severity=Severity.INFO if any(p.tied for p in weights) else Severity.WARNING,
             about="first-loss",
         )
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -120,9 +121,10 @@ def test_why_nothing_can_be_said() -> None:
         judged(program(), overfit(ended))
 
 
-def first_loss(value: float, **fields: Any) -> Run:
+def first_loss(value: float, tied: tuple[str, ...] = (), **fields: Any) -> Run:
     run = Run()
     net = run.module("Net", {"head.weight": (400, 8)}, origin=fields.pop("origin", "fresh"))
+    run.parameters[net[0]] = dataclasses.replace(run.parameters[net[0]], tied=tied)
     adam = run.optimizer("AdamW", net)
     trained("cross_entropy", {**SCORES, **fields.pop("scores", {})}, INDICES, run=run, value=value, **fields)
     run.step(adam)
@@ -134,6 +136,7 @@ LEARNED = overfit(curve(falling(9.0, 0.05), "reached"))
 
 def test_a_first_loss_far_above_guessing() -> None:
     assert judged(first_loss(9.0), LEARNED) == [("warning", "first-loss")]
+    assert judged(first_loss(9.0, tied=("embedding.weight",)), LEARNED) == [("info", "first-loss")]
     assert judged(first_loss(4.0), LEARNED) == []
     assert judged(first_loss(9.0, origin="loaded:model.pt"), LEARNED) == []
     assert judged(first_loss(9.0, scores={"made_by": ""}), LEARNED) == []  # margins and scales (ArcFace)
