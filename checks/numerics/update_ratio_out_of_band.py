@@ -39,11 +39,11 @@ def update_ratio_out_of_band(run: Recording) -> Iterator[Finding]:
     at a millionth a whole run changes nothing that could be seen.
 
     ## How it is detected
-    For each weight matrix the norm of the change by a watched step over the norm of the matrix, the median of the
-    steps. The update grows in proportion to the rate, so the ratio is scaled to the highest rate of the planned
-    schedule: warm-up is not mistaken for a small rate. Judged is the median over the matrices of an optimizer: 0.5
-    and more; or below 1e-6, and too little to change the weights by 2% if all planned steps went the same way. A
-    single matrix counts when its ratio is above 0.1 and 100 times the median.
+    For each weight matrix the norm of the change by a watched step over the norm of the matrix (of what it was at the
+    first one, where it has grown since), the median of the steps. The update grows in proportion to the rate, so the
+    ratio is scaled to the highest rate of the planned schedule: warm-up is not mistaken for a small rate. Judged is the
+    median over the matrices of an optimizer: 0.5 and more; or below 1e-6, and too little to change the weights by 2% if
+    all planned steps went the same way. A single matrix counts when its ratio is above 0.1 and 100 times the median.
 
     ## What to do
     Too large: divide the rate by ten until it is near 1e-3 to 1e-2, or give the layer named a rate of its own. Too

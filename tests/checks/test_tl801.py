@@ -112,3 +112,13 @@ def test_the_tail_of_a_resumed_schedule_is_not_too_small() -> None:
     assert findings(update_ratio_out_of_band, program(1e-8, lr=1e-8))
     assert not findings(update_ratio_out_of_band, program(1e-8, lr=1e-8).loaded("scheduler"))
     assert not findings(update_ratio_out_of_band, program(1e-8, lr=1e-8, state_tensors_before=12))
+
+
+def test_a_matrix_that_consists_of_its_steps_is_held_against_what_it_was() -> None:
+    """AdamW at rate 20: from the second step on the step is half of the matrix, which the first one made."""
+    run = Run()
+    run.optimizer("AdamW", run.module("Net", SHAPES), lr=20.0)
+    for weight, update in ((0.1, 20.0), (20.0, 9.6), (28.0, 4.6)):
+        run.batch().backward().step(0, weight=weight, update=update * 32)
+    _, finding = only(update_ratio_out_of_band, run)
+    assert finding.evidence["median_at_peak"] == pytest.approx(96.0)

@@ -27,7 +27,11 @@ _ZERO = 1e-6
 
 @dataclass(frozen=True)
 class Movement:
-    """One weight matrix: norm of its update over its own norm, median of the watched steps."""
+    """One weight matrix: norm of its update over its own norm, median of the watched steps.
+
+    Its own norm is the one at the first watched step where it has grown since: steps that overwrite a matrix soon are
+    no larger than it, because it consists of them.
+    """
 
     parameter: Parameter
     group: int
@@ -60,7 +64,7 @@ def movements(recording: Recording, timeline: Timeline, optimizer: Optimizer) ->
                 continue
             if column < len(m.weight_norm):
                 sizes.setdefault(i, (m.weight_norm[column] or 0.0) / math.sqrt(p.numel))
-            ratio = _ratio(m, column, p)
+            ratio = _ratio(m, column, p, sizes.get(i, math.inf) * math.sqrt(p.numel))
             if ratio is None or sizes.get(i, 0.0) < _ZERO:
                 continue
             seen.setdefault(i, []).append((ratio, rate))
@@ -92,7 +96,7 @@ def _is_matrix(p: Parameter) -> bool:
     return p.root is not None and len(p.shape) >= 2 and min(p.shape[:2]) > 1 and p.kind not in ("norm", "embedding")
 
 
-def _ratio(m: StepMeasurement, column: int, p: Parameter) -> float | None:
+def _ratio(m: StepMeasurement, column: int, p: Parameter, first: float) -> float | None:
     def of(values: tuple[float | None, ...]) -> float | None:
         value = values[column] if column < len(values) else None
         return value if value is not None and math.isfinite(value) else None
@@ -102,7 +106,7 @@ def _ratio(m: StepMeasurement, column: int, p: Parameter) -> float | None:
         return None
     if p.dtype != "float32" and changed < 0.9:
         return None  # what is measured is the spacing of the numbers
-    ratio = update / weight
+    ratio = update / (min(weight, first) or weight)
     return ratio if ratio > _ROUNDED or changed > 0.5 else None
 
 
