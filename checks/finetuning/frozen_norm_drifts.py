@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainlint.contract import Finding, NotApplicable, NotObserved, ParameterName, Recording, Severity, check
+from trainlint.recording.boundary import after_the_epoch
 from trainlint.recording.describe import number, plural, uses
+from trainlint.recording.membership import held_by
 from trainlint.recording.schema import NormDrift
 from trainlint.recording.weight_loads import file_name
 
@@ -31,12 +33,14 @@ def frozen_norm_drifts(run: Recording) -> Iterator[Finding]:
 
     ## What to do
     Put the frozen part in eval mode, and again after every `model.train()`, which sets all children: override `train`
-    (`super().train(mode); self.backbone.eval(); return self`), or call `model.backbone.eval()` after it. In
-    Lightning, do it in `on_train_epoch_start`, or freeze with `backbone.freeze()` in `setup` (which sets eval, kept
-    since 2.2). torchvision has `FrozenBatchNorm2d`.
+    (`super().train(mode); self.backbone.eval(); return self`), or call `model.backbone.eval()` after it. Lightning
+    (since 2.2) keeps the modes that it finds and never calls `train()`: an override of it does nothing there; call
+    `self.backbone.eval()` in `on_train_epoch_start`. torchvision has `FrozenBatchNorm2d`.
 
     ## When it may be wrong
-    Adapting only the statistics to new data (AdaBN) is sometimes wanted. Networks whose weights something else moves
+    Adapting only the statistics to new data (AdaBN) is sometimes wanted. Norms left trainable in a network whose other
+    layers are frozen (Lightning's `BackboneFinetuning` does so) and those that an optimizer holds from the next epoch
+    on are silent. Networks whose weights something else moves
     (an average, a target network) and copies of the trained network are left alone, and so are norms with a momentum
     of 0 or in eval mode, whose statistics do not move.
 
@@ -53,7 +57,7 @@ def frozen_norm_drifts(run: Recording) -> Iterator[Finding]:
     groups: dict[tuple[int, bool], list[NormDrift]] = {}
     for norm in seen.norms:
         alone = norm.inside_tensors == 0
-        if norm.training and not norm.parameters_moved and not _is_copy(run, norm):
+        if norm.training and not norm.parameters_moved and not _is_copy(run, norm) and not _left_out(run, norm):
             if not alone or (norm.affine and norm.frozen):
                 groups.setdefault((norm.root, alone), []).append(norm)
     for (root, alone), norms in groups.items():
@@ -65,6 +69,18 @@ def _is_copy(run: Recording, norm: NormDrift) -> bool:
     root = next((r.class_name for r in run.roots if r.id == norm.root), "")
     name = f"{root}.{norm.name}"
     return any(name.startswith(f"{shadow.name}.") for shadow in run.shadows)
+
+
+def _left_out(run: Recording, norm: NormDrift) -> bool:
+    """It was left trainable while the layers around it were frozen, or all of it is trained from the next epoch on."""
+    around = [p for p in run.parameters if p.root == norm.root and p.name.startswith(f"{norm.inside}.")]
+    own = [p for p in around if p.name.startswith(f"{norm.name}.")]
+    frozen = sum(p.numel for p in around if not p.requires_grad)
+    if norm.affine and not norm.frozen and 2 * frozen > sum(p.numel for p in around):
+        return True
+    later = after_the_epoch(run)
+    held = held_by(later) if later is not None else {}
+    return bool(own) and all(p.id in held for p in own)
 
 
 def _finding(run: Recording, root: int, alone: bool, norms: Sequence[NormDrift]) -> Finding:
@@ -113,18 +129,19 @@ def _finding(run: Recording, root: int, alone: bool, norms: Sequence[NormDrift])
 
 
 def _fix(run: Recording, alone: bool, insides: Sequence[str], whole: bool, norm: NormDrift) -> str:
+    lightning = uses(run, "lightning")
+    model = "self" if lightning else "model"
     if whole:
-        fix = "Call .eval() on it after it was built, and again after every train() of a module around it."
-    elif alone or len(insides) > 2:
-        fix = (
-            "After every model.train(), which sets all children: for m in model.modules(): "
-            f"if isinstance(m, {norm.class_name}) and not m.weight.requires_grad: m.eval()."
+        return "Call .eval() on it after it was built, and again after every train() of a module around it."
+    if alone or len(insides) > 2:
+        calls = (
+            f"for m in {model}.modules(): if isinstance(m, {norm.class_name}) and not m.weight.requires_grad: m.eval()"
         )
     else:
-        calls = "; ".join(f"model.{name}.eval()" for name in insides)
-        fix = f"After every model.train(), which sets all children: {calls}."
-    if uses(run, "lightning"):
-        fix += " In Lightning: in on_train_epoch_start."
-    elif uses(run, "transformers"):
+        calls = "; ".join(f"{model}.{name}.eval()" for name in insides)
+    if lightning:
+        return f"In on_train_epoch_start: {calls}. (Lightning keeps the modes it finds and does not call train().)"
+    fix = f"After every model.train(), which sets all children: {calls}."
+    if uses(run, "transformers"):
         fix += " The Trainer itself calls model.train() before every step: override train() in the model."
     return fix

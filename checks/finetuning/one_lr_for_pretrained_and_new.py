@@ -98,7 +98,9 @@ def _shared(run: Recording, optimizer: Optimizer, resumed: set[str]) -> _Shared 
         if rate is not None and own:
             trained += own
             peaks.update((p.id, rate) for p in own)
-    matrices = [p for p in trained if len(p.shape) > 1]
+    # Adapters start from zero beside what they adapt: no part of the network is fresh for them.
+    adapters = {i for m in (run.adapters.models if run.adapters is not None else ()) for i in m.parameters}
+    matrices = [p for p in trained if len(p.shape) > 1 and p.id not in adapters]
     loaded, fresh = loaded_and_fresh(matrices)
     if not loaded or not fresh or any(p.origin in resumed for p in loaded):
         return None
@@ -165,7 +167,8 @@ def _finding(run: Recording, shared: _Shared) -> Finding | None:
     if not wrecks and not substantial and share < _SMALL:
         return None
     candidates = [p for p in run.parameters if p.root in {q.root for q in shared.fresh}]
-    fresh_too = [p for p in candidates if p.origin == "fresh" and p.requires_grad]
+    adapters = {i for m in (run.adapters.models if run.adapters is not None else ()) for i in m.parameters}
+    fresh_too = [p for p in candidates if p.origin == "fresh" and p.requires_grad and p.id not in adapters]
     groups = by_module(fresh_too, candidates)
     pattern = groups[0].pattern
     files = list(dict.fromkeys(file_name(p.origin) for p in shared.loaded))

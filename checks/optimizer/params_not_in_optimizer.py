@@ -96,7 +96,10 @@ def params_not_in_optimizer(run: Recording) -> Iterator[Finding]:
         return
     # What an optimizer holds outdated twins of is TL203's story.
     replaced = {p.id for stale in stale_optimizers(run) for p in stale.own}
-    unheld = [p for p in unheld if p.id not in replaced]
+    # What is unfrozen in stages gets into the optimizer when its turn comes.
+    later = after_the_epoch(run)
+    soon = held_by(later) if later is not None else {}
+    unheld = [p for p in unheld if p.id not in replaced and p.id not in soon]
     trained = {p.root for p in held if p.root is not None}
     orphans = [p for p in held if p.root is None]
     if not trained:

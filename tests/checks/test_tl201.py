@@ -7,6 +7,7 @@ from trainlint.checks.optimizer.params_not_in_optimizer import params_not_in_opt
 
 from tests.checks.judging import findings, only
 from tests.support.build import Run
+from tests.support.epochs import Crossed
 from trainlint.contract import NotApplicable, NotObserved
 
 NET = {"body.weight": (8, 8), "body.bias": (8,), "head.weight": (4, 8), "head.bias": (4,)}
@@ -183,3 +184,15 @@ def test_without_a_step_it_is_not_observed() -> None:
     run.optimizer("Adam", run.module("Net", NET))
     with pytest.raises(NotObserved):
         findings(check, run)
+
+
+def test_what_is_unfrozen_in_stages_is_held_from_the_next_epoch_on() -> None:
+    run = Run()
+    ids = run.module("Net", {"body.0.weight": (4, 4), "body.1.weight": (4, 4), "head.weight": (2, 4)})
+    adam = run.optimizer("AdamW", ids[2:])
+    run.batch().backward().step(adam).unheld(ids[:2])
+    assert findings(check, run)
+    crossed = Crossed(run).next_epoch()
+    whole = run.optimizer("AdamW", ids[:2])
+    run.batch().backward().step(adam).step(whole)
+    assert not list(check(crossed.recording()))

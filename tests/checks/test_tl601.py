@@ -10,6 +10,7 @@ from judging import findings, only
 from trainlint.checks.finetuning.frozen_norm_drifts import frozen_norm_drifts
 
 from tests.support.build import Run
+from tests.support.epochs import Crossed
 from trainlint.contract import NotApplicable, NotObserved
 from trainlint.recording.schema import NormDrift, Provenance, Shadow
 
@@ -96,3 +97,27 @@ def test_what_cannot_be_told(run: Run) -> None:
         findings(frozen_norm_drifts, run, **seen(compared=0))
     with pytest.raises(NotApplicable):
         findings(frozen_norm_drifts, run, **seen(untrained=0))
+
+
+def test_norms_left_trainable_where_the_layers_around_them_are_frozen() -> None:
+    run = Run()
+    net = run.module("Net", {"backbone.conv.weight": (8, 3), "backbone.norm.weight": (8,), "head.weight": (2, 8)},
+                     frozen=("backbone.conv",), origin={"backbone": "/data/resnet.pt"})  # fmt: skip
+    run.batch().backward().step(run.optimizer("AdamW", net[2:]))
+    assert not findings(frozen_norm_drifts, run, **seen(dataclasses.replace(DRIFT, frozen=False)))
+
+
+def test_a_backbone_unfrozen_with_the_next_epoch(run: Run) -> None:
+    assert findings(frozen_norm_drifts, run, **seen(DRIFT))
+    crossed = Crossed(run).next_epoch()
+    run.change([0, 1], requires_grad=True)
+    adam = run.optimizer("AdamW", [0, 1])
+    run.batch().backward().step(adam)
+    recording = crossed.recording(**seen(DRIFT))
+    assert not list(frozen_norm_drifts(recording))
+
+
+def test_lightning_never_calls_train(run: Run) -> None:
+    run.framework("lightning")
+    fix = only(frozen_norm_drifts, run, **seen(DRIFT))[1].fix
+    assert fix is not None and fix.startswith("In on_train_epoch_start: self.backbone.eval()")

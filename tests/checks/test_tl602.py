@@ -11,7 +11,7 @@ from trainlint.checks.finetuning.one_lr_for_pretrained_and_new import one_lr_for
 
 from tests.support.build import Run, linear
 from trainlint.contract import NotApplicable, NotObserved
-from trainlint.recording.schema import Provenance, WeightLoad
+from trainlint.recording.schema import AdaptedModel, Adapters, Provenance, WeightLoad
 
 FILE = "/data/bert.pt"
 BODY = {f"body.layer.{i}.weight": (64, 64) for i in range(4)}
@@ -126,3 +126,12 @@ def test_nothing_to_compare() -> None:
     run.optimizer("AdamW", run.module("Net", BODY, origin=FILE))
     with pytest.raises(NotObserved):
         findings(one_lr_for_pretrained_and_new, run, **loaded())
+
+
+def test_adapters_are_no_fresh_part() -> None:
+    factors = {f"body.layer.{i}.lora_{which}": (8, 64) for i in range(4) for which in "AB"}
+    run = run_of({**BODY, **factors}, 2e-5)
+    run.change(range(4, 12), origin="fresh")
+    assert only(one_lr_for_pretrained_and_new, run, **loaded())[0] == "warning"
+    adapted = AdaptedModel(root=0, library="peft", parameters=tuple(range(4, 12)))
+    assert not findings(one_lr_for_pretrained_and_new, run, adapters=Adapters(models=(adapted,)), **loaded())
