@@ -27,7 +27,8 @@ def loader_yields_nothing_or_little(run: Recording) -> Iterator[Finding]:
     ## How it is detected
     Every DataLoader that was iterated is recorded with its length, the length of its dataset, its batch size and
     `drop_last`, also when no backward ever comes; passes that ended by themselves without a batch are counted too (a
-    dataset without a length). An error when the program ended without any step and its loaders had delivered no batch;
+    dataset without a length). An error when the program ended without any step and its loaders had delivered no batch,
+    or it had built an optimizer (batches may have gone to a first evaluation);
     a warning for an empty loader beside one that trains. A training loader that drops more than 20% of its data in
     every epoch is a warning when it does not shuffle (the same samples are never seen) and an info when it does.
 
@@ -49,7 +50,9 @@ def loader_yields_nothing_or_little(run: Recording) -> Iterator[Finding]:
         raise NotApplicable("no DataLoader was iterated")
     delivered = {e.loader for e in of_kind(run, BatchFetched)}
     ended_well = run.ending.how == "exit" and not run.ending.exit_code and not run.ending.error
-    nothing = ended_well and not delivered and not any(isinstance(e, (Backward, OptimizerStep)) for e in run.events)
+    trained = any(isinstance(e, (Backward, OptimizerStep)) for e in run.events)
+    # With an optimizer the program was to train; batches may then have come to an evaluation (a sanity check).
+    nothing = ended_well and not trained and (not delivered or bool(run.optimizers))
     said: set[tuple[str, int] | None] = set()
     for number in sorted(loaders):
         loader = loaders[number]
@@ -88,11 +91,7 @@ def _no_batches(run: Recording, loader: Loader, nothing: bool) -> Finding:
     else:
         why = "its dataset ended without giving a sample"
         fix = "Look at what should have filled the dataset: the path, the split, the filter."
-    end = (
-        " No batch came from any loader and no optimizer step was made: the program ends as if it had trained."
-        if nothing
-        else ""
-    )
+    end = " No optimizer step was made: the program ends as if it had trained." if nothing else ""
     return Finding(
         f"{_named(loader, loader.class_name)} has no batches: {why}.{end}",
         at=loader.at,

@@ -30,7 +30,7 @@ def test_nothing_was_trained() -> None:
     severity, finding = only(check, run, ending=ENDED)
     assert severity == "error"
     assert (
-        "48 samples" in finding.message and "batch of 64" in finding.message and "no optimizer step" in finding.message
+        "48 samples" in finding.message and "batch of 64" in finding.message and "No optimizer step" in finding.message
     )
 
 
@@ -82,3 +82,15 @@ def test_what_drop_last_drops(fields: dict[str, Any], severity: str | None) -> N
 def test_without_loaders() -> None:
     with pytest.raises(NotApplicable):
         findings(check, Run())
+
+
+def test_an_evaluation_before_the_training_that_never_was() -> None:
+    run = Run()
+    run.optimizer("SGD", run.module("Net", {"weight": (4, 4)}))
+    validation = loader(run, training=False, batches=2)
+    loader(run, training=False, **EMPTY)
+    run.batch(loader=validation)
+    severity, finding = only(check, run, ending=ENDED)
+    assert severity == "error" and "no optimizer step" in finding.message.lower()
+    run.optimizers.clear()
+    assert only(check, run, ending=ENDED)[0] == "warning"

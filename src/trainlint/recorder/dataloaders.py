@@ -77,7 +77,8 @@ def describe(loader: Any, number: int) -> dict[str, Any]:
         "samples": samples,
         "workers": int(getattr(loader, "num_workers", 0) or 0),
         "shuffle": shuffle,
-        "drop_last": bool(getattr(loader, "drop_last", False)),
+        # accelerate makes its loaders from a batch sampler, which alone knows then.
+        "drop_last": bool(getattr(loader, "drop_last", False) or getattr(batches_of, "drop_last", False)),
     }
 
 
