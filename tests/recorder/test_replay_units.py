@@ -131,6 +131,36 @@ class Net(nn.Module):
     assert set(last.weights) == {"gate.a.weight", "gate.a.bias", "c.weight", "c.bias"}
 
 
+def test_a_loss_made_inside_the_step(tmp_path: Path) -> None:
+    """The closure's loss is looked at before the step uses its gradients."""
+    run = watched(
+        """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(108, 1)
+    def forward(self, x):
+        return self.a(x.flatten(1)).clamp_min(0).log()
+""",
+        tmp_path,
+        TRAIN.replace("opt.zero_grad(); loss.backward(); opt.step()", "pass").replace(
+            "    loss =",
+            """
+    def closure():
+        opt.zero_grad()
+        loss = F.mse_loss(net(a).squeeze(-1), b)
+        loss.backward()
+        return loss
+    opt.step(closure)
+    loss =""",
+        ),
+    )
+    assert run.replay is not None
+    first = run.replay.non_finite[0]
+    assert (first.when, first.steps, first.weights) == ("before-step", 0, ())
+    assert first.producer is not None and first.producer.function == "log"
+
+
 def test_a_batch_with_nan(tmp_path: Path) -> None:
     run = watched(
         "Net = lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 1))\n",

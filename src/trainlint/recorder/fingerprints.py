@@ -6,6 +6,7 @@ for by its own shape. Of a file no more than four pages per tensor are touched.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -122,11 +123,12 @@ class Part:
         self._samples[key] = sample
 
     def samples(self) -> dict[str, Sample]:
-        """By key; those of a safetensors file are read from it now."""
+        """By key; those of a safetensors file are read from it now, where it is still there and the same."""
         if self._where:
             where, self._where = self._where, {}
-            if _stamp(self.path) == self._stamp:
-                self._read(where)
+            with contextlib.suppress(FileNotFoundError):  # a temporary folder of the program's
+                if _stamp(self.path) == self._stamp:
+                    self._read(where)
         return self._samples
 
     def _read(self, where: dict[str, tuple[str, int]]) -> None:

@@ -348,10 +348,26 @@ def install(session: Session, hooks: ImportHooks) -> None:
             disabled.append(disable(before_step))
         return disabled[0] if disabled else before_step
 
-    def pre_hook(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or replayer.loss is None or recorder.busy:
-            return
-        if threading.get_ident() == session.training_thread:
+    def look() -> None:
+        if replayer.loss is not None and not recorder.busy and threading.get_ident() == session.training_thread:
             untraced()()
+
+    def pre_hook(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return None
+        # A closure runs forward and backward inside of the step (so does all of Lightning's automatic optimization).
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            look()
+            return None
+
+        def looking(*a: Any, **k: Any) -> Any:
+            result = closure(*a, **k)
+            look()
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": looking}
+        return (args[0], looking, *args[2:]), kwargs
 
     register_optimizer_step_pre_hook(pre_hook)
