@@ -193,3 +193,9 @@ def test_who_should_have_divided_under_the_transformers_trainer(settings: dict[s
 def test_one_backward_per_step_does_not_apply() -> None:
     with pytest.raises(NotApplicable):
         findings(check, accumulate(1))
+
+
+def test_the_switch_is_the_base_model_s_under_peft() -> None:
+    run = accumulate()
+    run.framework("peft").framework("transformers", model_accepts_loss_kwargs=True)
+    assert "model.get_base_model().accepts_loss_kwargs = False" in (only(check, run)[1].fix or "")
