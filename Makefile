@@ -46,18 +46,22 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# The programs that are checked whole run beside the rest of the tests; what they came to is shown last.
-unit: $(STAMP)
-	@$(BIN)/python -m pytest -q $(PROGRAMS) > $(VENV)/programs.log 2>&1 & beside=$$!; \
-	  $(BIN)/python -m pytest -q $(addprefix --ignore=,$(PROGRAMS)); rest=$$?; \
+# $(1): options of pytest. The programs that are checked whole run beside the rest; what they came to is shown last.
+define tests
+	@$(BIN)/python -m pytest -q $(1) $(PROGRAMS) > $(VENV)/programs.log 2>&1 & beside=$$!; \
+	  $(BIN)/python -m pytest -q $(1) $(addprefix --ignore=,$(PROGRAMS)); rest=$$?; \
 	  wait $$beside; programs=$$?; cat $(VENV)/programs.log; exit $$((rest || programs))
+endef
+
+unit: $(STAMP)
+	$(call tests,)
 
 # The proof of every check: each bad program gives exactly its findings, each good one none.
 fixtures: $(STAMP)
-	$(BIN)/python -m pytest -q tests/fixtures
+	$(BIN)/python -m pytest -q -m "systems or not systems" tests/fixtures
 
 systems: $(STAMP)
-	$(BIN)/python -m pytest -q -m systems
+	$(call tests,-m systems)
 
 build: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
