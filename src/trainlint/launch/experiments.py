@@ -14,7 +14,7 @@ from trainlint.launch.model import Launch, LaunchError, Progress, Watched, Watch
 from trainlint.launch.supervisor import watch
 from trainlint.recording.describe import place
 from trainlint.recording.experiment_lines import Told, read
-from trainlint.recording.experiment_plan import Plan, next_rate, plan, seconds, step_seconds
+from trainlint.recording.experiment_plan import NOT_TRAINED, Plan, next_rate, plan, seconds, step_seconds
 from trainlint.recording.overfitting import causes
 from trainlint.recording.schema import Experiment, ExperimentCurve, Recording
 
@@ -58,7 +58,8 @@ def make_experiments(
     for wanted in plans:
         if wanted.reason or interrupted:
             reason = wanted.reason or "interrupted"
-            experiments.append(Experiment(wanted.name, "left-out", reason))
+            outcome = "failed" if reason == NOT_TRAINED else "left-out"
+            experiments.append(Experiment(wanted.name, outcome, reason))
             continue
         made, restored = _Maker(launch, options, progress, explained=bool(causes(run))).make(wanted)
         experiments.append(made)

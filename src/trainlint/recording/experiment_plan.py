@@ -19,6 +19,7 @@ from trainlint.recording.schema import Backward, ExperimentCurve, Optimizer, Opt
 __all__ = [
     "EXPERIMENTS",
     "LR_RANGE_STEPS",
+    "NOT_TRAINED",
     "OVERFIT_STEPS",
     "Plan",
     "next_rate",
@@ -54,6 +55,8 @@ _ADAM = (1e-5, 1e-3, 1e-2)
 #: Of a model whose weights mostly came from a checkpoint.
 _FINE_TUNING = 1e-4
 
+#: The reason that says nothing about the program, only about this watch.
+NOT_TRAINED = "the watched run did not come to its optimizer steps"
 #: Optimizers whose steps are no steps at a rate: line searches, signs with sizes of their own, self-adapting methods.
 _NO_RATE = ("lbfgs", "rprop", "schedulefree", "prodigy", "dadapt", "dowg", "dog", "ldog")
 
@@ -118,7 +121,7 @@ def _refusal(run: Recording) -> str:
     """Why no experiment can be made on this run."""
     stepping = _stepping(run)
     if run.ending.how not in ("steps", "exit") or not stepping:
-        return "the watched run did not come to its optimizer steps"
+        return NOT_TRAINED
     for optimizer in stepping:
         name = optimizer.class_name.lower().replace("_", "")
         if name.startswith(_NO_RATE) or (name.endswith("schedulefree")):
