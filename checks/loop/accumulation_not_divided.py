@@ -301,8 +301,8 @@ def _fix(run: Recording, n: int) -> str:
         if _left_to_the_model(run):
             model = "model.get_base_model()" if uses(run, "peft") else "model"
             return (
-                f"Set {model}.accepts_loss_kwargs = False before the Trainer is made: it then divides by {n} itself. Or "
-                "divide the summed loss by the num_items_in_batch that it hands over."
+                f"Set {model}.accepts_loss_kwargs = False before the Trainer is made: it then divides by {n} itself. "
+                "Or divide the summed loss by the num_items_in_batch that it hands over."
             )
         if _overrides(settings, "training_step"):
             return f"Divide in training_step: self.accelerator.backward(loss / {n})."
