@@ -59,13 +59,16 @@ def repeated_batch(run: Recording) -> Iterator[Finding]:
     if samples is None:
         raise NotObserved("the order of the samples was not recorded")
     data = {d.loader: d for d in samples.loaders}
+    said = set()
     for loader in training:
         if loader.batches == 1:
             continue
         found = _same_batch(run, samples, loader) or _same_order(run, samples, data, loader)
         if found is None and loader.shuffle is False:
             found = _sorted(samples, data.get(loader.id), loader)
-        if found is not None:
+        # A loader that is made anew for every epoch is one to whoever reads this.
+        if found is not None and (loader.at, found.about) not in said:
+            said.add((loader.at, found.about))
             yield found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -101,6 +102,20 @@ def test_sorted_and_not_shuffled() -> None:
     severity, finding = only(repeated_batch, train(), samples=seen)
     assert severity == "warning"
     assert "4 runs of 4 classes" in finding.message and "1 class only" in finding.message
+
+
+def test_a_loader_made_anew_for_every_epoch_is_said_once() -> None:
+    run = train()
+    run.loader(20, samples=160, batch_size=8, shuffle=False, at=at(20))
+    one = sorted_data(LabelOrder(0, 160, 4, 4, source="targets"), ((0,) * 8, (0,) * 8))
+    again = [dataclasses.replace(b, loader=1) for b in one.batches]
+    both = dataclasses.replace(
+        one,
+        loaders=(data(), dataclasses.replace(data(), loader=1)),
+        batches=(*one.batches, *again),
+        labels=(*one.labels, dataclasses.replace(one.labels[0], loader=1)),
+    )
+    assert len(findings(repeated_batch, run, samples=both)) == 1
 
 
 @pytest.mark.parametrize(
