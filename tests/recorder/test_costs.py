@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from watching import watch
 
+from tests.recorder.watching import watch
 from trainlint.recorder import measure
 from trainlint.recorder.costs import STEPS, Costs
 

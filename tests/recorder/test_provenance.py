@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from watching import watch
 
+from tests.recorder.watching import watch
 from trainlint.recording.schema import Recording, WeightLoad
 
 PROGRAM = """

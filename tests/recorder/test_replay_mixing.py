@@ -123,12 +123,30 @@ class Net(nn.Module):
     assert found.at.line > 5
 
 
+def test_random_numbers_beside_what_mixes(tmp_path: Path) -> None:
+    found = mixing(
+        """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(54, 10), nn.Linear(10, 1)
+    def forward(self, x):
+        h = self.a(x.flatten(1)) + 0.1 * torch.randn(len(x), 10)
+        return self.out(h.softmax(0)).squeeze(-1)
+""",
+        tmp_path,
+    )
+    assert (found.outcome, found.function) == ("mixed", "softmax")
+
+
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
         ("return self.out(x).mean(), x.mean()", "no output"),
         ("return self.out(x).mean((1, 2)) + torch.rand(()).item() * 0 + next(noise)", "when it is repeated"),
         ("return 0 * self.out(x).mean((1, 2))", "do not depend"),
+        ("return self.out(x).flatten(1) @ self.out(x).flatten(1).T, x.mean()", "scores between samples"),
+        ("x = x + 0.3 * x[torch.randperm(len(x))]; return self.out(x).mean((1, 2))", "draws at random which"),
     ],
 )
 def test_what_cannot_be_judged_is_said(forward: str, reason: str, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from watching import watch
+
+from tests.recorder.watching import watch
 
 #: Prints what the program's random number generators give after its steps, and what its loader delivers.
 PROGRAM = """
