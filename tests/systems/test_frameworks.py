@@ -63,6 +63,30 @@ CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("lbfgs.py", "--fault output-left-out", [("TL201", "error")]),
     ("lbfgs.py", "--fault broadcast", [("TL508", "error")]),
     ("lbfgs.py", "--fault gradients-kept", [("TL304", "error")]),
+    ("finetune_lightning.py", "", []),
+    ("finetune_lightning.py", "--stages", []),
+    ("finetune_lightning.py", "--whole --precision bf16-mixed", []),
+    ("finetune_lightning.py", "--fault prefix", [("TL603", "error")]),
+    ("finetune_lightning.py", "--fault norms-in-train", [("TL601", "error")]),
+    ("finetune_lightning.py", "--fault split-twice", [("TL905", "warning")]),
+    ("finetune_lightning.py", "--fault logarithm", [("TL807", "error")]),
+    ("finetune_lightning.py", "--whole --fault bfloat16", [("TL208", "error"), ("TL805", "error")]),
+    ("finetune_lightning.py", "--whole --fault half", [("TL806", "error")]),
+    ("finetune_lightning.py", "--whole --fault one-rate", [("TL602", "warning")]),
+    ("finetune_trainer.py", "", []),
+    ("finetune_trainer.py", "--checkpointing", []),
+    ("finetune_trainer.py", "--full", []),
+    ("finetune_trainer.py", "--fault target-names", [("TL604", "warning")]),
+    ("finetune_trainer.py", "--fault base-unfrozen", [("TL604", "error")]),
+    ("finetune_trainer.py", "--fault head-by-hand", [("TL605", "error")]),
+    ("finetune_trainer.py", "--fault reentrant", [("TL606", "error")]),
+    ("finetune_trainer.py", "--fault weights-dropped", [("TL908", "warning")]),
+    ("finetune_trainer.py", "--full --fault bfloat16", [("TL208", "error"), ("TL805", "error")]),
+    ("attention_accelerate.py", "", []),
+    ("attention_accelerate.py", "--weighted", []),
+    ("attention_accelerate.py", "--fault batch-second", [("TL907", "error")]),
+    ("attention_accelerate.py", "--fault generator-kept", [("TL902", "error")]),
+    ("attention_accelerate.py", "--fault not-a-number", [("TL807", "error")]),
 ]
 
 
@@ -80,6 +104,16 @@ def test_program(
     assert result.strong() == Counter(expected), result.explain()
     assert result.exit_code == (1 if any(severity == "error" for _, severity in expected) else 0)
     assert not [v for v in result.report["verdicts"] if v["verdict"] == "crashed"], result.explain()
+    assert tree(tmp_path) == {}, "something was left behind"
+
+
+@pytest.mark.parametrize("program", ["finetune_lightning.py", "finetune_trainer.py"])
+def test_nothing_to_train_on(frameworks: Path, tmp_path: Path, program: str) -> None:
+    """Both frameworks end with status 0: their loader drops its only, short batch."""
+    result = check([frameworks, PROGRAMS / program, "--fault", "too-small"], tmp_path)
+    assert result.strong() == Counter([("TL909", "error")]), result.explain()
+    assert "drop_last" in result.of("TL909")[0]["message"]
+    assert result.exit_code == 2
     assert tree(tmp_path) == {}, "something was left behind"
 
 
