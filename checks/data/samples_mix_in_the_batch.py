@@ -14,7 +14,8 @@ _SEQUENCE = ("MultiheadAttention", "TransformerEncoder", "TransformerDecoder", "
 #: Parts of class names, module paths and functions that mix on purpose: statistics of the batch, routing with a
 #: capacity, one scale for a whole tensor.
 _MEANT = ("norm", "whiten", "moe", "expert", "router", "gate", "switch", "quant", "8bit", "4bit", "fp8", "float8",
-          "mixup", "cutmix", "contrast", "episode", "proto", "retriev", "intersample")  # fmt: skip
+          "mixup", "cutmix", "contrast", "episode", "proto", "retriev", "intersample", "minibatch", "mbstd", "stddev",
+          "cdist", "pdist")  # fmt: skip
 #: Smaller influences than this share are arithmetic rather than a path from sample to sample.
 _LEAST = 0.01
 
@@ -46,9 +47,9 @@ def samples_mix_in_the_batch(run: Recording) -> Iterator[Finding]:
 
     ## When it may be wrong
     Batch norm is seen in eval and does not count; other norms, routing with a capacity, per-tensor quantisation and
-    scores of all samples against all (outputs of size batch by batch) are taken as meant, and so is what the loss
-    does. A model that compares the samples of a batch on purpose gives a warning: ignore it there. Models that return
-    only a loss, or whose batch is one graph or one set, cannot be judged.
+    scores and distances of all samples against all, partners drawn at random (mixup) and a GAN's minibatch statistics
+    are taken as meant, and so is what the loss does. A model that compares the samples of a batch on purpose gives a
+    warning: ignore it there. Models that return only a loss, or whose batch is one graph or one set, cannot be judged.
 
     ## References
     torch.nn.MultiheadAttention and torch.nn.LSTM (`batch_first`); Karpathy 2019, "A Recipe for Training Neural

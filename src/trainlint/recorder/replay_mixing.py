@@ -6,7 +6,10 @@ with one of them replaced by another. Where the output of a third changes, the m
 
 from __future__ import annotations
 
+import contextlib
+import random
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -24,6 +27,9 @@ FUNCTIONS = 3000
 #: output's size; what repeating the very same forward changes is taken off.
 RATIO = 1e-3
 SIZE = 1e-5
+#: Other random states in which mixed samples are looked at, and the part of the largest change that counts as strong.
+STATES = 2
+STRONG = 0.1
 #: Layers that take sequences; ``batch_first`` says where their samples are.
 SEQUENCE = ("MultiheadAttention", "TransformerEncoder", "TransformerDecoder", "TransformerEncoderLayer",
             "TransformerDecoderLayer", "Transformer", "LSTM", "GRU", "RNN")  # fmt: skip
@@ -116,6 +122,20 @@ def difference(one: list[Any], two: list[Any], replaced: int) -> tuple[float, fl
     return others, own, count
 
 
+def partners(one: list[Any], two: list[Any], replaced: int) -> tuple[set[int], set[int]]:
+    """Samples that changed strongly with the replaced one, and all that changed."""
+    strong: set[int] = set()
+    changed: set[int] = set()
+    for a, b in zip(one, two, strict=True):
+        change = (a - b).abs().amax(dim=1)
+        floor = max(SIZE * float(a.abs().amax()), RATIO * float(change[replaced]))
+        change[replaced] = 0
+        largest = float(change.max())
+        changed.update(i for i, c in enumerate(change.tolist()) if c > floor)
+        strong.update(i for i, c in enumerate(change.tolist()) if c > max(floor, STRONG * largest))
+    return strong, changed
+
+
 def probe(run: Any, module: Any, call: Any, samples: int, name: str) -> dict[str, Any]:
     """One ``Mixing``. ``run(args, kwargs, observe)`` calls the module again and puts everything back."""
     # A number of samples that is no other size of the inputs, so that dimensions are not taken for one another.
@@ -133,20 +153,25 @@ def probe(run: Any, module: Any, call: Any, samples: int, name: str) -> dict[str
 
 
 def _probe(run: Any, module: Any, call: Any, samples: int, keep: int) -> dict[str, Any]:
+    import torch
+
     replaced = keep // 2
     source = next((i for i in range(keep) if i != replaced and _differs(call, samples, i, replaced)), None)
     if source is None:
         raise Unfit("all samples of the batch are the same")
 
-    def forward(change: tuple[int, int] | None) -> tuple[Any, Rows]:
+    def forward(change: tuple[int, int] | None, state: int = 0) -> tuple[Any, Rows]:
         args, kwargs = call.given()
         rows = Rows(keep)
         path = Path()
-        output = run(
-            cut(args, samples, keep, change),
-            cut(kwargs, samples, keep, change),
-            lambda: following(module, path, rows.done),
-        )
+
+        @contextlib.contextmanager
+        def observe() -> Iterator[None]:
+            _draw(state, [*tensors([args, kwargs])])
+            with following(module, path, rows.done):
+                yield
+
+        output = run(cut(args, samples, keep, change), cut(kwargs, samples, keep, change), observe)
         return list(tensors(output)), rows
 
     first, one = forward(None)
@@ -165,9 +190,17 @@ def _probe(run: Any, module: Any, call: Any, samples: int, keep: int) -> dict[st
     if noise[0] > 0 or noise[1] > 0:
         raise Unfit("its outputs differ when it is repeated with the same random state")
     if found[1] == 0 and found[0] == 0:
-        raise Unfit("its outputs do not depend on the samples")
+        raise Unfit("its outputs do not depend on the samples" if a else "its outputs are scores between samples")
     if found[0] == 0:
         return {"outcome": "apart", "samples": keep}
+    before = partners(a, c, replaced)
+    for state in range(1, STATES + 1):
+        other = one.of([forward(None, state)[0][i] for i in kept])
+        if all(torch.equal(x, y) for x, y in zip(a, other, strict=True)):
+            break  # it draws no random numbers
+        after = partners(other, one.of([forward((replaced, source), state)[0][i] for i in kept]), replaced)
+        if before[0] - after[1] or after[0] - before[1]:
+            raise Unfit("the forward draws at random which samples it mixes, as mixup does")
     changed = {"outcome": "mixed", "samples": keep, "changed": found[2],
                "ratio": found[0] / found[1] if found[1] else None,
                "output": next(tuple(first[i].shape) for i in kept)}  # fmt: skip
@@ -180,6 +213,19 @@ def _probe(run: Any, module: Any, call: Any, samples: int, keep: int) -> dict[st
         run(cut(args, samples, keep, change), cut(kwargs, samples, keep, change), observe)
     changed.update(_function(functions[0], functions[1], replaced))
     return changed
+
+
+def _draw(times: int, given: list[Any]) -> None:
+    """Another random state; the caller puts the old one back."""
+    import torch
+
+    numpy = sys.modules.get("numpy")
+    for _ in range(times):
+        random.random()
+        if numpy is not None:
+            numpy.random.random()
+        for device in {"cpu", *(str(t.device) for t in given)}:
+            torch.rand(1, device=device)
 
 
 def _differs(call: Any, samples: int, i: int, j: int) -> bool:
