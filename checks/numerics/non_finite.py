@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, SourceLine, check
 from trainlint.recording.describe import place, plural
 from trainlint.recording.schema import (
+    AutocastEntered,
     Backward,
     LossCall,
     NonFinite,
@@ -201,12 +202,14 @@ def _finding(run: Recording, incident: _Incident) -> Finding:
             + _ANOMALY,
             about=call.function,
         )
-    outputs = ", though the model's outputs are finite for the same batch" if _finite(seen) else ""
+    outputs = ""
+    if seen is not None and _finite(seen):
+        outputs = f", though the outputs of {seen.forward} are finite for the same batch"
     return Finding(
         f"{head}{outputs}.{tail}",
         at=backward.at,
         evidence=evidence,
-        fix=("What is computed from the outputs makes it: a logarithm or root of 0, a division by 0, a mean over "
+        fix=("What is computed from these outputs makes it: a logarithm or root of 0, a division by 0, a mean over "
              "nothing. " if outputs else "") + _ANOMALY,
         about="loss",
     )  # fmt: skip
@@ -267,13 +270,16 @@ def _in_backward(run: Recording, incident: _Incident, evidence: dict[str, object
         boundary = f" Behind {_module(last)} they are finite ({_module(later[0])}): it is made between the two."
     elif last is not None and not clean:
         boundary = " No gradient is finite: it is made behind the last layer, or in the loss."
+    half = any(isinstance(e, AutocastEntered) and e.enabled and e.dtype == "float16" for e in run.events)
+    half = half or any(p.dtype == "float16" for p in broken)
     return Finding(
         f"Gradients of {plural(len(incident.parameters), 'parameter')} were NaN or infinite at optimizer step "
         f"{incident.step.index + 1} under a finite loss: the backward makes them ({_names(run, incident.parameters)})."
         f"{boundary}",
         at=incident.step.at,
         evidence={**evidence, "finite": len(fine)},
-        fix="Typical: the root, norm or power of 0, whose slope is infinite (add an eps inside), 0/0 that torch.where "
+        fix=("Parts of it run in float16, which ends at 65504: try bfloat16 or float32 first. " if half else "")
+        + "Typical: the root, norm or power of 0, whose slope is infinite (add an eps inside), 0/0 that torch.where "
         "hides (replace the argument before the division). " + _ANOMALY,
         about="gradients",
     )

@@ -11,7 +11,7 @@ import pytest
 from tests.checks.judging import findings, only
 from tests.support.build import Run, at
 from trainlint.contract import NotApplicable, NotObserved
-from trainlint.recording.schema import LossTarget, NonFinite, Producer, Recording, Replay, SecondMoment
+from trainlint.recording.schema import AutocastEntered, LossTarget, NonFinite, Producer, Recording, Replay, SecondMoment
 
 check = import_module("trainlint.checks.numerics.non_finite").non_finite
 NAN = math.nan
@@ -83,7 +83,7 @@ def test_a_batch_with_nan_is_the_data() -> None:
 
 def test_inputs_with_nan_that_the_model_replaces_are_not_named() -> None:
     _, found = only(check, broken(), replay=looked(inputs=("input 0",), outputs_finite=True))
-    assert "the model's outputs are finite" in found.message
+    assert "though the outputs of Net are finite" in found.message
 
 
 def test_weights_before_the_first_step() -> None:
@@ -163,3 +163,10 @@ def test_outputs_with_infinities_at_the_end_pass() -> None:
     run.backward().step(adam)
     assert findings(check, run, replay=Replay(non_finite=(NonFinite("replay", "Net", steps=1),))) == []
     assert isinstance(run.recording(), Recording)
+
+
+def test_the_backward_in_float16() -> None:
+    run, adam, net = program()
+    run._emit(AutocastEntered, device="cuda", dtype="float16", enabled=True)
+    run.batch().backward().step(adam, gradient={net[0]: NAN, net[1]: 1.0})
+    assert "float16, which ends at 65504" in (only(check, run)[1].fix or "")

@@ -234,3 +234,20 @@ step(); step(); step()
     )
     assert run.optimizers[0].steps == 3
     assert not run.problems
+
+
+def test_a_backward_under_a_counter_of_operations(tmp_path: Path) -> None:
+    """A Python number behind the loss is a tensor there that no operation takes."""
+    run = watch(
+        HEAD
+        + """
+from torch.utils.flop_counter import FlopCounterMode
+for _ in range(3):
+    with FlopCounterMode(display=False):
+        (F.mse_loss(model(x), torch.zeros(16, 4)) * 0.25).backward()
+    opt.step()
+""",
+        tmp_path,
+    )
+    assert not run.problems
+    assert [b.divided_by for b in backwards(run)][:3] == pytest.approx([4.0] * 3)

@@ -119,7 +119,13 @@ def _constant(node: Any, name: str) -> float | None:
         return None
     if isinstance(saved, (int, float)):
         return float(saved)
-    return measure.scale.of(saved) if getattr(saved, "numel", lambda: 0)() == 1 else None
+    if getattr(saved, "numel", lambda: 0)() != 1:
+        return None
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    # Under a mode (a counter of operations) a Python number that became a tensor cannot be read.
+    with _disable_current_modes():
+        return measure.scale.of(saved)
 
 
 def install(session: Session, hooks: ImportHooks) -> None:
