@@ -97,7 +97,10 @@ def _same_batch(run: Recording, samples: Samples, loader: Loader) -> Finding | N
     passes = [p for p in samples.passes if p.loader == loader.id and p.delivered]
     firsts = {p.indices[0] for p in passes if p.indices}
     same_positions = len(passes) >= _IN_A_ROW and len(firsts) == 1 and all(p.delivered == 1 for p in passes)
-    hashes = {h for b in samples.batches if b.loader == loader.id for h in b.hashes if h}
+    mine = [b.hashes for b in samples.batches if b.loader == loader.id and any(b.hashes)]
+    if len(set(mine)) > 1:
+        return None  # what the fingerprints do not tell apart, samples do
+    hashes = {h for batch in mine for h in batch if h}
     more = loader.samples is None or loader.samples > max(len(hashes), len(next(iter(firsts), ())))
     if not more or not (len(hashes) > 1 or same_positions):
         return None  # all samples are alike, or there are no others

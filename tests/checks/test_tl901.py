@@ -64,6 +64,13 @@ def test_batches_that_may_repeat(run: Run, hashes: tuple[str, ...]) -> None:
     assert not findings(repeated_batch, run, samples=seen)
 
 
+def test_samples_that_differ_where_the_fingerprints_do_not() -> None:
+    batches = tuple(BatchSamples(n, 0, n, tuple(f"h{n}-{i}" for i in range(8))) for n in range(3))
+    passes = (one_pass(0),)
+    assert findings(repeated_batch, train(("a",) * 4), samples=Samples(passes=passes, batches=batches[:1]))
+    assert not findings(repeated_batch, train(("a",) * 4), samples=Samples(passes=passes, batches=batches))
+
+
 def test_the_same_order_in_every_epoch() -> None:
     passes = (one_pass(0, 5, epoch=0), one_pass(1, 5, epoch=0))
     seen = Samples(loaders=(data("DistributedSampler"),), passes=passes)

@@ -15,6 +15,10 @@ from .patching import ImportHooks, around, wrap
 from .samples import Samples
 from .watch import Session
 
+#: Values of a batch that its fingerprint is made of, and the golden ratio, whose multiples fall everywhere.
+_HASHED = 1024
+_GOLDEN = 0.6180339887498949
+
 
 def first_tensor(batch: Any, depth: int = 0) -> Any:
     """The first tensor in a nested batch, ``None`` when there is none within four levels."""
@@ -38,15 +42,23 @@ def first_tensor(batch: Any, depth: int = 0) -> Any:
 
 
 def fingerprint(tensor: Any) -> str | None:
-    """A short hash of a sample of a CPU tensor's values: equal batches have equal fingerprints."""
+    """A short hash of a sample of a CPU tensor's values: equal batches have equal fingerprints.
+
+    ``None`` where the sample is one value throughout: borders, padding and masks of other batches are the same.
+    """
     import torch
 
     if tensor is None or tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.layout != torch.strided:
         return None
     flat = tensor.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // 256)][:512]
-    text = f"{tuple(tensor.shape)}{sample.tolist()}"
-    return f"{zlib.crc32(text.encode()):08x}"
+    if flat.numel() > _HASHED:
+        # Not at equal distances: those fall on the same columns of every sample (the empty border of an image).
+        place = (torch.arange(_HASHED, dtype=torch.float64, device="cpu") * _GOLDEN) % 1.0
+        flat = flat[(place * flat.numel()).long()]
+    values = flat.tolist()
+    if len(values) > 1 and all(v == values[0] for v in values):
+        return None
+    return f"{zlib.crc32(f'{tuple(tensor.shape)}{values}'.encode()):08x}"
 
 
 def describe(loader: Any, number: int) -> dict[str, Any]:
