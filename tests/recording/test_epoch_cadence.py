@@ -163,4 +163,4 @@ def test_in_words() -> None:
     left_out = Boundary(reason="no DataLoader feeds the training")
     assert text(left_out) == "not crossed: no DataLoader feeds the training"
     failed = Boundary(outcome="failed", reason="the program raised ValueError: x", duration_s=0.5)
-    assert text(failed) == "not crossed: the program raised ValueError: x"
+    assert text(failed) == ("not crossed: the program raised ValueError: x; the epoch was cut short, which may be why")

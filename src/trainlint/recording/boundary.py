@@ -101,4 +101,6 @@ def text(boundary: Boundary) -> str:
         return f"crossed{took}{inside}{why}"
     if boundary.outcome == "ended":
         return f"seen up to the end of the program{took}{inside}: {boundary.reason}"
-    return f"not crossed: {boundary.reason}{inside}"
+    # What a shortened epoch breaks is trainlint's doing; an evaluation that dies would die at the end of a whole one.
+    doubt = "; the epoch was cut short, which may be why" if boundary.outcome == "failed" else ""
+    return f"not crossed: {boundary.reason}{inside}{doubt}"
