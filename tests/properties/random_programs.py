@@ -304,6 +304,15 @@ FAULTS = {
     "no log-softmax": Fault("TL505", "error", _task("nll")),
     "broadcast": Fault("TL508", "error", _task("regression")),
     "shifted twice": Fault("TL510", "error", _task("tokens")),
+    "prefix": Fault("TL603", "error", _with(ema=False)),
+    "rounded away": Fault(
+        "TL805", "error", _task("classes", "huber", model="mlp", optimizer="adamw", schedule="none", **_PLAIN)
+    ),
+    "not a number": Fault("TL807", "error", _with(**_PLAIN)),
+    "memory as it was": Fault("TL809", "error", _with(ema=False)),
+    "first batch again": Fault("TL901", "warning", _with(loader="loader", accumulation=1)),
+    "batch second": Fault("TL907", "error", _task("classes", "huber", model="attention", loader="loader")),
+    "no batch": Fault("TL909", "error", _with(loader="loader", schedule="none", evaluation=False)),
 }
 
 
@@ -338,6 +347,10 @@ def write(r: Recipe) -> str:
         loss = loss.replace("{out}.squeeze(-1)", "{out}")
     elif fault == "shifted twice":
         loss = "F.cross_entropy({out}[:, :-1].reshape(-1, {out}.shape[-1]), {y}[:, 1:].reshape(-1))"
+    if fault == "batch second":
+        model = model.replace(", batch_first=True", "")
+    if fault == "rounded away":
+        lr = 1e-5
     params = "model.parameters()"
     if fault == "head left out":
         params = '[p for n, p in model.named_parameters() if not n.startswith("head")]'
@@ -359,7 +372,15 @@ def write(r: Recipe) -> str:
         f"    {data}",
         f"    model = Net({n_in}, {outputs})",
     ]
-    if fault == "pure half precision":
+    if fault == "memory as it was":
+        lines[-1] = f"    with torch.device('meta'):\n        model = Net({n_in}, {outputs})"
+        lines.append("    model = model.to_empty(device='cpu')")
+    if fault == "prefix":
+        lines += [
+            f"    torch.save({{'module.' + k: v for k, v in Net({n_in}, {outputs}).state_dict().items()}}, 'base.pt')",
+            "    model.load_state_dict(torch.load('base.pt'), strict=False)",
+        ]
+    if fault in ("pure half precision", "rounded away"):
         lines += [
             "    model = model.to(torch.bfloat16)",
             "    x, y = x.bfloat16(), y.bfloat16() if y.is_floating_point() else y",
@@ -381,6 +402,8 @@ def write(r: Recipe) -> str:
             "    train = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True)",
             "    held_out = torch.utils.data.DataLoader(dataset, batch_size=BATCH)",
         ]
+        if fault == "no batch":
+            lines[-2] = lines[-2].replace("batch_size=BATCH", "batch_size=2 * SAMPLES, drop_last=True")
     else:
         lines += [
             "    train = [(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, SAMPLES, BATCH)]",
@@ -427,6 +450,10 @@ def _batch(r: Recipe, loss: str, stepped: str) -> list[str]:
     if r.zero == "first" and fault != "never zeroed":
         body += [f"if i % {n} == 0:", f"    {zero}"] if n > 1 else [zero]
     run = ["out = model(x_batch)"]
+    if fault == "first batch again":
+        body.append("x_batch, y_batch = next(iter(held_out))")
+    if fault == "not a number":
+        run.append("out = out + 0.0 * torch.log(torch.zeros_like(out))")
     value = f"loss = {loss.format(out='out', y='y_batch')}"
     if r.autocast:
         body += ['with torch.autocast("cpu", dtype=torch.bfloat16):', *("    " + line for line in run)]
