@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainlint.contract import Finding, NotObserved, Recording, Severity, SourceFacts, check
+from trainlint.contract import Finding, NotApplicable, NotObserved, Recording, Severity, SourceFacts, check
 from trainlint.recording.describe import name_optimizer, number, place, plural, uses
+from trainlint.recording.gradient_cuts import proven_cuts
 from trainlint.recording.intervals import Interval, Timeline
 from trainlint.recording.schema import Backward, Event, Forward, LossCall, Optimizer, OptimizerStep, SourceLine
 from trainlint.recording.source_models import detached
@@ -71,6 +72,8 @@ def loss_detached(run: Recording) -> Iterator[Finding]:
     refused = [b for b in backwards if not b.requires_grad]
     died = run.ending.error or (run.boundary.reason if run.boundary is not None else "")
     if refused and (_REFUSED.search(died) or len(refused) == len(backwards)):
+        if proven_cuts(run):
+            raise NotApplicable("the cut that the loss has no gradient from is known: TL606 says where it is")
         yield _refused(run, refused[-1], backwards)
         return
     number_or_inference = _NUMBER.search(died) or _INFERENCE.search(died)

@@ -7,8 +7,8 @@ from trainlint.checks.loop.loss_detached import loss_detached
 
 from tests.checks.judging import findings, only
 from tests.support.build import Run, at
-from trainlint.contract import NotObserved
-from trainlint.recording.schema import Ending, LossCall
+from trainlint.contract import NotApplicable, NotObserved
+from trainlint.recording.schema import Adapters, Ending, GradientCut, LossCall
 
 LEAF = {"grad_fn": None, "reaches_parameters": False, "leaves": 1, "gradients_changed": 0, "divided_by": None}
 CUT = {"grad_fn": "SumBackward0", "reaches_parameters": False, "leaves": 1, "gradients_changed": 0}
@@ -160,6 +160,16 @@ def test_a_program_that_died_of_it_is_explained() -> None:
     assert severity == "error"
     assert "after 1 backward that had one" in finding.message
     assert "train.py:31" in finding.message
+
+
+def test_a_refusal_whose_cause_is_known_is_left_to_tl606() -> None:
+    run, _ = program()
+    loss(run, value=0.5)
+    run.backward(40, value=0.5, requires_grad=False, grad_fn=None, reaches_parameters=False, raised=REFUSED)
+    run.change([0, 1], gradient_seen=False)
+    cut = GradientCut("checkpoint", ("body",), "Linear", (0, 1), calls=1, at=at(20))
+    with pytest.raises(NotApplicable, match="TL606"):
+        findings(loss_detached, run, ending=Ending("exit", 1, error=REFUSED), adapters=Adapters(cuts=(cut,)))
 
 
 def test_a_refusal_that_the_program_took_in_its_stride() -> None:
