@@ -7,7 +7,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TORCH  := $(shell grep '^torch==' constraints.txt)
 CODE   := src checks tests benchmarks examples
-PROGRAMS := tests/fixtures tests/properties
+# Programs that are checked whole run beside the other tests.
+WHOLE  := tests/fixtures tests/properties
 
 .PHONY: help env demo test lint types unit systems fixtures build clean
 
@@ -46,22 +47,24 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# $(1): options of pytest. The programs that are checked whole run beside the rest; what they came to is shown last.
+# $(1): options of pytest. $(2): folders that spend their time waiting, beside the rest too. Theirs is shown last.
 define tests
-	@$(BIN)/python -m pytest -q $(1) $(PROGRAMS) > $(VENV)/programs.log 2>&1 & beside=$$!; \
-	  $(BIN)/python -m pytest -q $(1) $(addprefix --ignore=,$(PROGRAMS)); rest=$$?; \
-	  wait $$beside; programs=$$?; cat $(VENV)/programs.log; exit $$((rest || programs))
+	@$(BIN)/python -m pytest -q $(1) $(WHOLE) > $(VENV)/whole.log 2>&1 & whole=$$!; \
+	  $(BIN)/python -m pytest -q $(1) $(2) > $(VENV)/waited.log 2>&1 & waited=$$!; \
+	  $(BIN)/python -m pytest -q $(1) $(addprefix --ignore=,$(WHOLE) $(2)); failed=$$?; \
+	  wait $$waited || failed=1; wait $$whole || failed=1; \
+	  cat $(VENV)/waited.log $(VENV)/whole.log; exit $$failed
 endef
 
 unit: $(STAMP)
-	$(call tests,)
+	$(call tests,,tests/launch tests/no_harm tests/cli)
 
 # The proof of every check: each bad program gives exactly its findings, each good one none.
 fixtures: $(STAMP)
 	$(BIN)/python -m pytest -q -m "systems or not systems" tests/fixtures
 
 systems: $(STAMP)
-	$(call tests,-m systems)
+	$(call tests,-m systems,tests/systems)
 
 build: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

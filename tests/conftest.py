@@ -26,6 +26,8 @@ def no_dangling_links() -> Iterator[None]:
             link.unlink(missing_ok=True)
 
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send to a program.
+# A shell that starts the tests in the background has them ignore Ctrl-C, nohup a hang-up; some tests send these.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

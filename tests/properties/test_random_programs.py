@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 from fixture_cases import Case, Outcome, check
 
 #: Seeds of the ordinary test run, and how many more the long one has.
-FEW, MANY = 20, 150
+FEW, MANY = 12, 150
 LEGAL = [pytest.param(s, marks=[pytest.mark.systems] if s >= FEW else []) for s in range(MANY)]
 PLANTED = [
     pytest.param(seed, fault, marks=[pytest.mark.systems] if seed else [], id=f"{fault}-{seed}")

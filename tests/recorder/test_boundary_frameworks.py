@@ -14,7 +14,7 @@ from trainlint.recording.boundary import evaluation_batches, steps_in_next_epoch
 from trainlint.recording.codec import load
 from trainlint.recording.schema import Backward, BatchFetched, Boundary, Logged, OptimizerStep, Recording, SchedulerStep
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.systems, pytest.mark.timeout(300)]
 
 LIGHTNING = """
 import lightning as L

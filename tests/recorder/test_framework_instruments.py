@@ -16,6 +16,8 @@ import pytest
 import trainlint.recorder.settings as recorder_settings
 from trainlint.recorder.settings import Settings
 
+pytestmark = pytest.mark.systems
+
 PROGRAMS = Path(__file__).parent / "programs"
 BOOTSTRAP = Path(recorder_settings.__file__).parent / "bootstrap"
 
